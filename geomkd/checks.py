@@ -1,0 +1,162 @@
+"""Every check of input, and its wording: what was expected, what came, where."""
+
+from __future__ import annotations
+
+import numbers
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+DEFINITIONS = ("published", "robust")
+_FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+
+
+class Classes(NamedTuple):
+    """Labels as class indices, in the order in which they came.
+
+    Attributes
+    ----------
+    index : Tensor, shape (n,)
+        Class of each sample, 0 ... C - 1.
+    sizes : list of int
+        Samples of each class.
+    names : list
+        The label that each class index stands for.
+    """
+
+    index: Tensor
+    sizes: list[int]
+    names: list[Any]
+
+
+def as_tensor(value: Any, name: str) -> Tensor:
+    """Tensor of an array or a tensor, without its graph; ``TypeError`` for anything else."""
+    if isinstance(value, np.ndarray):
+        if value.dtype.kind not in "biufc" or value.dtype in (np.longdouble, np.clongdouble):
+            raise TypeError(
+                f"{name} must hold numbers torch knows; got a NumPy array of dtype {value.dtype}"
+            )
+        native = np.ascontiguousarray(value, dtype=value.dtype.newbyteorder("="))
+        return torch.from_numpy(native if native.flags.writeable else native.copy())
+    if isinstance(value, Tensor):
+        if value.layout is not torch.strided:
+            raise TypeError(f"{name} must be dense; got a tensor of layout {value.layout}")
+        return value.detach()
+    raise TypeError(f"{name} must be a torch.Tensor or a numpy.ndarray; got {type(value).__name__}")
+
+
+def as_features(features: Any, name: str = "features") -> Tensor:
+    """Features of n samples, flattened to (n, d).
+
+    Raises
+    ------
+    TypeError
+        Not an array, or not of a floating-point type.
+    ValueError
+        Fewer than two axes, or no element.
+    """
+    x = as_tensor(features, name)
+    if x.dtype not in _FLOATS:
+        raise TypeError(
+            f"{name} must be float64, float32, float16 or bfloat16; got {_dtype(x)}"
+            + (" (convert with .float())" if not x.is_complex() else "")
+        )
+    if x.ndim < 2:
+        raise ValueError(f"{name} must be (n, ...), at least 2-d; got shape {tuple(x.shape)}")
+    if x.numel() == 0:
+        raise ValueError(f"{name} must not be empty; got shape {tuple(x.shape)}")
+    return x.flatten(1)
+
+
+def as_labels(labels: Any, n: int | None = None, device: torch.device | None = None) -> Tensor:
+    """Labels as (n,) integers; one-hot or score rows (n, C) become their argmax.
+
+    Raises
+    ------
+    TypeError
+        Not an array, or one axis of floats (scores have two).
+    ValueError
+        Another length than ``n``, another device than ``device``, or scores that are not finite.
+    """
+    y = as_tensor(labels, "labels")
+    if y.is_complex():
+        raise TypeError(f"labels must be integers or real scores; got {_dtype(y)}")
+    if y.ndim not in (1, 2) or (y.ndim == 2 and y.shape[1] < 2):
+        raise ValueError(
+            "labels must be (n,) integers or (n, C) scores with C >= 2; "
+            f"got shape {tuple(y.shape)} of {_dtype(y)}"
+        )
+    if y.ndim == 1 and (y.is_floating_point() or y.dtype is torch.bool):
+        raise TypeError(f"1-d labels must be integers; got {_dtype(y)}")
+    if n is not None and len(y) != n:
+        raise ValueError(f"labels must be as many as the features, n = {n}; got {len(y)}")
+    if device is not None and y.device != device:
+        raise ValueError(f"labels must be on the features' device, {device}; got {y.device}")
+    if y.ndim == 2:
+        if y.is_floating_point() and not bool(torch.isfinite(y).all()):
+            raise ValueError("label scores must be finite; got NaN or Inf")
+        return (y if y.dtype is not torch.bool else y.byte()).argmax(dim=1)
+    return y.long()
+
+
+def as_classes(labels: Any, n: int | None = None, device: torch.device | None = None) -> Classes:
+    """Class indices and sizes; at least two classes, each of at least two samples."""
+    names, index, counts = torch.unique(
+        as_labels(labels, n, device), return_inverse=True, return_counts=True
+    )
+    classes = Classes(index, counts.tolist(), names.tolist())
+    if len(classes.sizes) < 2:
+        raise ValueError(
+            f"at least 2 classes are needed; the labels hold {len(classes.sizes)}: {classes.names}"
+        )
+    if min(classes.sizes) < 2:
+        lonely = [k for k, m in zip(classes.names, classes.sizes, strict=True) if m < 2]
+        shown = ", ".join(map(str, lonely[:5])) + (", ..." if len(lonely) > 5 else "")
+        raise ValueError(f"every class needs at least 2 samples; got 1 of class {shown}")
+    return classes
+
+
+def check_rows_finite(largest: Tensor, row_of: Tensor) -> None:
+    """``ValueError`` that counts the rows, ``row_of`` each, whose ``largest`` is NaN or Inf."""
+    bad = ~torch.isfinite(largest)
+    if bool(bad.any()):
+        rows = row_of[bad]
+        raise ValueError(
+            f"features must be finite; got NaN or Inf in {len(rows)} of {len(largest)} rows, "
+            f"first in row {int(rows.min())}"
+        )
+
+
+def check_definition(definition: str) -> str:
+    """One of the definitions of knowledge quality."""
+    if definition not in DEFINITIONS:
+        raise ValueError(f"definition must be one of {DEFINITIONS}; got {definition!r}")
+    return definition
+
+
+def check_dataset_size(dataset_size: Any, n: int) -> float:
+    """Size of the data set that n samples were drawn from; n where it is not given."""
+    if dataset_size is None:
+        return float(n)
+    if isinstance(dataset_size, bool) or not isinstance(dataset_size, numbers.Real):
+        raise TypeError(f"dataset_size must be a number; got {type(dataset_size).__name__}")
+    if not n <= float(dataset_size) < float("inf"):
+        raise ValueError(
+            f"dataset_size must be at least the number of samples, n = {n}; got {dataset_size}"
+        )
+    return float(dataset_size)
+
+
+def check_int(value: Any, name: str, least: int) -> int:
+    """Check that a whole number is at least ``least``."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise TypeError(f"{name} must be an integer; got {type(value).__name__} {value!r}")
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}; got {value}")
+    return int(value)
+
+
+def _dtype(x: Tensor) -> str:
+    return str(x.dtype).removeprefix("torch.")

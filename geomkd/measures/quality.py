@@ -1,0 +1,549 @@
+"""Knowledge quality: separation, information and efficiency of one layer's features.
+
+Definition and symbols follow arXiv 2511.14981. Every function here reads a `ClassGram`, for R draws
+from its sample at a time: the sample itself (R = 1), or the half-samples behind a ranking's spread.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from geomkd.arithmetic import exact_arithmetic, inverse, one_thread
+from geomkd.checks import check_dataset_size, check_definition
+from geomkd.draws import Draws
+from geomkd.gram import ClassGram
+
+NEIGHBOURS = 32  # nearest rows kept for half-samples: all are missed with probability 2^-32
+_ZERO_VARIANCE = 2.0**-98  # of the squared norm: what rounding a float64 mean leaves
+_ZERO_SHARE = 2.0**-18  # of the second moment about the class mean: float32 products give no less
+
+Parts = dict[str, Tensor]  # named intermediates, each (R,)
+
+
+# ---- the published definition --------------------------------------------------------------------
+
+
+def _published_separation(gram: ClassGram, draws: Draws) -> tuple[Tensor, Parts]:
+    """S = mean_a w_a - mean_{a != b} b_ab, of c_ij = |cos(x_i, x_j)|, i = j included."""
+    c = gram.n_classes
+    within = torch.stack([mean for mean, _ in _abs_cosines(gram, draws)])
+    every = gram.abs_cosine_form(draws.weights())  # sum over all ordered pairs of classes
+    between = (every - within.sum(dim=0)) / (c * (c - 1))
+    within = within.mean(dim=0)
+    return within - between, {"mean_within_cosine": within, "mean_between_cosine": between}
+
+
+def _published_information(
+    gram: ClassGram, draws: Draws, spectra: list[Spectrum]
+) -> tuple[Tensor, Parts]:
+    """I = (1 - mean_a min c_ij) * mean_a H_a / log 5, H_a over the first K terms, K = sum_a k_a."""
+    least = torch.stack([low for _, low in _abs_cosines(gram, draws)]).mean(dim=0)
+    cap = max(1, max(spectrum.samples for spectrum in spectra) - 1)
+    k = torch.stack([_terms_to(s.shares, 0.95).clamp(max=cap) for s in spectra])
+    keep = k.sum(dim=0).unsqueeze(1)  # summed over classes, as published: bites on collapse
+    entropy = torch.stack([_entropy(_first(s.shares, keep)) for s in spectra]).mean(dim=0)
+    parts = {
+        "min_within_cosine": least,
+        "class_entropy": entropy,
+        "class_dimension_95": k.double().mean(dim=0),
+    }
+    return (1 - least) * entropy / math.log(5), parts
+
+
+def _published_efficiency(
+    gram: ClassGram, draws: Draws, nearest: Tensor, dataset_size: float
+) -> tuple[Tensor, Parts]:
+    """E = 2 mean_a delta_a / mean_a nu_a * (N / pi)^(1 / min(n, d))."""
+    distance = nearest.sqrt() / gram.scale
+    delta = torch.stack([distance[s:e].amin(dim=0) for s, e in gram.spans]).mean(dim=0)
+    nu = (draws.weights().T @ gram.raw_sq.sqrt()) / gram.n_classes / gram.scale
+    rank = min(sum(draws.sizes), gram.dim)
+    factor = torch.full_like(nu, (dataset_size / math.pi) ** (1 / rank))
+    parts = {"nearest_other_class_distance": delta, "mean_norm": nu, "size_factor": factor}
+    return 2 * delta * inverse(nu) * factor, parts
+
+
+def _abs_cosines(gram: ClassGram, draws: Draws) -> list[tuple[Tensor, Tensor]]:
+    """Mean and minimum of |cos| within every class: a pair of (R,) a class."""
+    inverse_norm = inverse(gram.raw_sq.sqrt())
+    stats = []
+    for a, (s, e) in enumerate(gram.spans):
+        scale = inverse_norm[s:e]
+        cosine = gram.class_dots(a, raw=True).mul_(scale).mul_(scale.unsqueeze(1)).abs_()
+        parts = [(p.mean(dim=(1, 2)), p.amin(dim=(1, 2))) for _, p in draws.pairs(a, cosine)]
+        means, minima = zip(*parts, strict=True)
+        stats.append((torch.cat(means), torch.cat(minima)))
+    return stats
+
+
+# ---- the robust definition -----------------------------------------------------------------------
+
+
+def _robust_separation(gram: ClassGram, draws: Draws) -> tuple[Tensor, Parts]:
+    """S = mean_a w_a - mean_{a != b} b_ab of signed cosines u_ij about the mean, w_a over i < j."""
+    c = gram.n_classes
+    about = _about_the_mean(gram, draws)
+    p = draws.weights() * about.inverse_norm
+    mass = p.sum(dim=0)
+    every = (
+        (p * gram.dot_times(p)).sum(dim=0)
+        - 2 * mass * (p * about.shift).sum(dim=0)
+        + about.offset * mass**2
+    )
+    diagonal, within = torch.zeros_like(every), torch.zeros_like(every)
+    for a, m in enumerate(draws.sizes):
+        cosines = _signed_cosines(gram, draws, about, a)
+        sums = torch.cat([torch.stack([u.sum((1, 2)), _trace(u)], dim=1) for u in cosines])
+        diagonal += sums[:, 0] / m**2
+        within += (sums[:, 0] - sums[:, 1]) / (m * (m - 1))
+    between, within = (every - diagonal) / (c * (c - 1)), within / c
+    return within - between, {"mean_within_cosine": within, "mean_between_cosine": between}
+
+
+def _robust_information(
+    gram: ClassGram, draws: Draws, spectra: list[Spectrum]
+) -> tuple[Tensor, Parts]:
+    """I = mean_a (1 - q_a) / 2 * mean_a H_a / log min(n_a - 1, d), q_a the 5 % quantile of u_ij."""
+    about = _about_the_mean(gram, draws)
+    low = []
+    for a, m in enumerate(draws.sizes):
+        i, j = torch.triu_indices(m, m, 1, device=gram.device)
+        cosines = _signed_cosines(gram, draws, about, a)
+        low.append(torch.cat([_quantile(u[:, i, j], 0.05) for u in cosines]))
+    low = torch.stack(low).mean(dim=0)
+    shares = []
+    for spectrum in spectra:
+        most = math.log(max(1, min(spectrum.samples - 1, gram.dim)))
+        shares.append(_entropy(spectrum.shares) / most if most else torch.zeros_like(low))
+    entropy = torch.stack(shares).mean(dim=0)
+    return (1 - low) / 2 * entropy, {"low_within_cosine": low, "class_entropy": entropy}
+
+
+def _robust_efficiency(
+    gram: ClassGram, draws: Draws, nearest: Tensor, dataset_size: float
+) -> tuple[Tensor, Parts]:
+    """E = 2 mean_a median_i min_j |x_i - x_j| / sqrt(mean_i |x_i|^2); no term in N."""
+    distance = nearest.sqrt() / gram.scale
+    delta = [
+        _quantile(distance[s:e].T.gather(1, chosen), 0.5)
+        for (s, e), chosen in zip(gram.spans, draws.of_class, strict=True)
+    ]
+    delta = torch.stack(delta).mean(dim=0)
+    about = _about_the_mean(gram, draws)
+    rms = ((about.sq * draws.member).sum(dim=0) / sum(draws.sizes)).sqrt() / gram.scale
+    return 2 * delta * inverse(rms), {"nearest_other_class_distance": delta, "rms_norm": rms}
+
+
+class _About(NamedTuple):
+    """What moves dot products to the mean of a draw: x_i.x_j - shift_i - shift_j + offset."""
+
+    shift: Tensor
+    offset: Tensor
+    sq: Tensor
+    inverse_norm: Tensor
+
+
+def _about_the_mean(gram: ClassGram, draws: Draws) -> _About:
+    if draws.whole:  # already centred
+        shift = torch.zeros_like(gram.centred_sq).unsqueeze(1)
+        offset = shift[0]
+    else:
+        mean = draws.member.double() / sum(draws.sizes)
+        shift = gram.dot_times(mean)
+        offset = (mean * shift).sum(dim=0)
+    sq = (gram.centred_sq.unsqueeze(1) - 2 * shift + offset).clamp(min=0)
+    # No direction at the mean, or where all rows are equal but for the mean's rounding: cosine 0.
+    at_mean = sq <= torch.maximum(1e-12 * sq.mean(dim=0), _ZERO_VARIANCE * gram.raw_sq.mean())
+    return _About(shift, offset, sq, inverse(sq.masked_fill(at_mean, 0.0).sqrt()))
+
+
+def _signed_cosines(gram: ClassGram, draws: Draws, about: _About, a: int) -> Iterator[Tensor]:
+    """Cosines about the draw's mean within class ``a``, (r, m, m), a few draws at a time."""
+    s, e = gram.spans[a]
+    chosen = draws.of_class[a]
+    shift = about.shift[s:e].T.gather(1, chosen)
+    scale = about.inverse_norm[s:e].T.gather(1, chosen)
+    for r, dots in draws.pairs(a, gram.class_dots(a)):
+        moved = dots - shift[r].unsqueeze(2) - shift[r].unsqueeze(1) + about.offset[r, None, None]
+        yield moved * scale[r].unsqueeze(2) * scale[r].unsqueeze(1)
+
+
+# ---- shared --------------------------------------------------------------------------------------
+
+
+class Spectrum(NamedTuple):
+    """One class's spectrum in R draws.
+
+    Attributes
+    ----------
+    shares : Tensor, shape (R, min(m, d))
+        Squared singular values about the class mean over their sum, falling; 0 without variance.
+    samples : int
+        Samples of the class in a draw, m.
+    """
+
+    shares: Tensor
+    samples: int
+
+
+def spectrum_of(square: Tensor, draws: Draws, a: int, dim: int, floor: Tensor) -> Spectrum:
+    """Spectrum of class ``a`` from its (n_a, n_a) Gram matrix; a sum below ``floor`` is none."""
+    shares = [_shares(part, dim, floor) for _, part in draws.pairs(a, square)]
+    return Spectrum(torch.cat(shares), draws.sizes[a])
+
+
+def variance_floor(gram: ClassGram, a: int) -> Tensor:
+    """Sum of squares that rounding alone leaves about the mean of class ``a``."""
+    s, e = gram.spans[a]
+    return _ZERO_VARIANCE * gram.raw_sq[s:e].sum()
+
+
+def class_spectra(gram: ClassGram, draws: Draws) -> list[Spectrum]:
+    """Spectrum of every class about its own mean, from the diagonal blocks."""
+    return [
+        spectrum_of(gram.class_residual_gram(a), draws, a, gram.dim, variance_floor(gram, a))
+        for a in range(gram.n_classes)
+    ]
+
+
+def nearest_in_draws(gram: ClassGram, draws: Draws, definition: str) -> Tensor:
+    """Squared distance of every row to its nearest of another class, (n, R); inf outside a draw."""
+    if draws.whole:
+        value, at = gram.nearest_other()
+        value, at = value[:, 0], at[:, 0]
+        rows = gram.unresolved(value, at, per_class=definition == "published")
+        if len(rows):
+            value[rows] = gram.refine(rows)
+        return value.unsqueeze(1)
+    k = min(NEIGHBOURS, gram.n - min(gram.classes.sizes))
+    value, at = gram.nearest_other(k)
+    rows = gram.unresolved(value[:, 0], at[:, 0], per_class=False)
+    if len(rows):
+        value[rows] = gram.measure(rows, at[rows]).masked_fill(value[rows].isinf(), torch.inf)
+    farthest = value.amax(dim=1)  # a bound, where a draw has missed every neighbour kept
+    columns = []
+    for member in draws.member.T:
+        least = value.masked_fill(~member[at], torch.inf).amin(dim=1)
+        columns.append(torch.minimum(least, farthest).masked_fill_(~member, torch.inf))
+    return torch.stack(columns, dim=1)
+
+
+def _shares(block: Tensor, dim: int, floor: Tensor) -> Tensor:
+    """Eigenvalues over their sum of (r, m, m) Gram matrices, centred here, falling."""
+    floor = torch.maximum(floor, _ZERO_SHARE * _trace(block).unsqueeze(1))
+    row = block.mean(dim=2, keepdim=True)
+    block = block - row - row.transpose(1, 2) + row.mean(dim=1, keepdim=True)
+    with one_thread():
+        values = torch.linalg.eigvalsh(block)
+    values = values.flip(1)[:, : min(block.shape[1], dim)].clamp(min=0)
+    total = values.sum(dim=1, keepdim=True)
+    return torch.where(total > floor, values / total, 0.0)
+
+
+def _terms_to(shares: Tensor, share: float) -> Tensor:
+    """Smallest number of leading terms that hold ``share`` of the whole; 1 without variance."""
+    terms = (shares.cumsum(dim=1) < share).sum(dim=1) + 1
+    return torch.where(shares.sum(dim=1) > 0, terms, 1)
+
+
+def _first(shares: Tensor, keep: Tensor) -> Tensor:
+    kept = shares * (torch.arange(shares.shape[1], device=shares.device) < keep)
+    total = kept.sum(dim=1, keepdim=True)
+    return torch.where(total > 0, kept / total, 0.0)
+
+
+def _entropy(p: Tensor) -> Tensor:
+    return -torch.xlogy(p, p).sum(dim=1)
+
+
+def _quantile(x: Tensor, q: float) -> Tensor:
+    """Quantile of each row with linear interpolation, by selection (no size limit, no sort)."""
+    place = q * (x.shape[1] - 1)
+    low = math.floor(place)
+    high = min(low + 1, x.shape[1] - 1)
+    below, above = x.kthvalue(low + 1, dim=1).values, x.kthvalue(high + 1, dim=1).values
+    return below + (place - low) * (above - below)
+
+
+def _trace(u: Tensor) -> Tensor:
+    return u.diagonal(dim1=1, dim2=2).sum(dim=1)
+
+
+_SEPARATION = {"published": _published_separation, "robust": _robust_separation}
+_INFORMATION = {"published": _published_information, "robust": _robust_information}
+_EFFICIENCY = {"published": _published_efficiency, "robust": _robust_efficiency}
+
+
+def quality_from(
+    gram: ClassGram,
+    draws: Draws,
+    dataset_size: float,
+    definition: str,
+    *,
+    nearest: Tensor | None = None,
+    spectra: list[Spectrum] | None = None,
+) -> Parts:
+    """Quality, its three terms and every intermediate of each draw: (R,) tensors by name."""
+    with exact_arithmetic(gram.device):
+        spectra = class_spectra(gram, draws) if spectra is None else spectra
+        nearest = nearest_in_draws(gram, draws, definition) if nearest is None else nearest
+        s, s_parts = _SEPARATION[definition](gram, draws)
+        i, i_parts = _INFORMATION[definition](gram, draws, spectra)
+        e, e_parts = _EFFICIENCY[definition](gram, draws, nearest, dataset_size)
+        q = s + (i * e).clamp(min=0).sqrt()
+    parts = {"quality": q, "separation": s, "information": i, "efficiency": e}
+    return parts | s_parts | i_parts | e_parts
+
+
+# ---- public --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class KnowledgeQuality:
+    """Quality of one layer and what it is made of; see `knowledge_quality`.
+
+    Attributes
+    ----------
+    quality, separation, information, efficiency : float
+        Q = S + sqrt(I E), and its terms.
+    details : dict of str to float
+        Every intermediate.
+    definition : str
+        "published" or "robust".
+    samples, dim, n_classes : int
+        Shape of the sample, and its classes.
+    """
+
+    quality: float
+    separation: float
+    information: float
+    efficiency: float
+    details: dict[str, float] = field(repr=False)
+    definition: str
+    samples: int
+    dim: int
+    n_classes: int
+
+    def __repr__(self) -> str:
+        """One line."""
+        return (
+            f"KnowledgeQuality(quality={self.quality:.4f}, separation={self.separation:.4f}, "
+            f"information={self.information:.4f}, efficiency={self.efficiency:.4f}, "
+            f"definition={self.definition!r}, n={self.samples}, d={self.dim}, "
+            f"classes={self.n_classes})"
+        )
+
+    def _repr_html_(self) -> str:
+        terms = ("quality", "separation", "information", "efficiency")
+        rows = [(name, getattr(self, name), "<b>{}</b>") for name in terms]
+        rows += [(name, value, "{}") for name, value in self.details.items()]
+        cells = "".join(
+            f"<tr><td>{style.format(name.replace('_', ' '))}</td>"
+            f"<td style='text-align:right'>{style.format(f'{value:.5g}')}</td></tr>"
+            for name, value, style in rows
+        )
+        return (
+            f"<table><caption>{self.definition} definition, n = {self.samples}, d = {self.dim}, "
+            f"{self.n_classes} classes</caption>{cells}</table>"
+        )
+
+
+def knowledge_quality(
+    features: Any,
+    labels: Any,
+    *,
+    dataset_size: float | None = None,
+    definition: str = "published",
+) -> KnowledgeQuality:
+    r"""Knowledge quality of one layer's features: Q = S + sqrt(I E).
+
+    Parameters
+    ----------
+    features : Tensor or ndarray, shape (n, ...)
+        Activations of n samples, float64, float32, float16 or bfloat16, on any device; flattened
+        to (n, d).
+    labels : Tensor or ndarray, shape (n,) or (n, C)
+        Integers, or one-hot or score rows, of which the largest counts.
+    dataset_size : number, optional
+        Size N of the data set that the sample was drawn from; n by default. Only the published
+        efficiency depends on it.
+    definition : {"published", "robust"}
+        "published" is the paper's, with its quirks; "robust" is this library's own, invariant to
+        translation and nearly free of sample size.
+
+    Returns
+    -------
+    KnowledgeQuality
+        Python floats, and ``details`` with every intermediate.
+
+    Raises
+    ------
+    TypeError
+        Features that are no floating-point array, labels that are neither integers nor score rows.
+    ValueError
+        NaN or Inf, fewer than two classes or than two samples of one, lengths or devices that
+        differ, features of less than two axes, ``dataset_size`` below n, an unknown definition.
+
+    Warns
+    -----
+    UserWarning
+        Zero rows (in "robust": rows at the mean), which have no direction: their cosine with
+        everything, themselves included, is taken as 0.
+
+    Notes
+    -----
+    With c_ij = abs(cos(x_i, x_j)), classes a of n_a samples, natural logarithms:
+
+    * S = mean_a w_a - mean_{a != b} b_ab; w_a, b_ab the means of c_ij within a (i = j included)
+      and between a and b;
+    * I = (1 - mean_a min c_ij) mean_a H_a / log 5; H_a the entropy of the squared singular values
+      p of class a about its mean, of which the first K are kept and renormalised;
+      K = sum_a k_a, k_a the terms that hold 95 %;
+    * E = 2 mean_a delta_a / mean_a nu_a (N / pi)^(1 / min(n, d)); delta_a the smallest distance
+      from class a to any other, nu_a the mean norm.
+
+    "robust" subtracts the mean of all rows first and takes the signed cosine u_ij:
+    S = mean_a mean_{i < j} u_ij - mean_{a != b} mean u_ij;
+    I = mean_a (1 - q_a) / 2 mean_a H_a / log min(n_a - 1, d), q_a the 5 % quantile of u_ij within
+    a; E = 2 mean_a median_i min_j abs(x_i - x_j) / sqrt(mean_i abs(x_i)^2).
+
+    The published code runs on one CUDA device only, draws its sample without a seed, gives an
+    entropy of 0 to a class with fewer samples or dimensions than the widest spectrum, fails where
+    one statistic is a Python float, and gives NaN for a zero row. Here 0 log 0 = 0 everywhere, and
+    a class without variance has k_a = 1 and H_a = 0.
+
+    What it does not mean: the published figures move with a common offset of the features, with the
+    number of samples a class and, through ReLU, have a floor of c_ij near 1 / pi whatever the
+    class; compare layers at equal n.
+
+    Cost: n^2 d flops in the features' precision, O(n^2) in float64, C eigenproblems of size n_a;
+    memory n^2 numbers and 1,024 columns of the features.
+
+    References
+    ----------
+    Cooper, Chen, Dwivedy, Gurari. Logit-Based Losses Limit the Effectiveness of Feature Knowledge
+    Distillation. NeurReps 2025, arXiv 2511.14981.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from geomkd import knowledge_quality
+    >>> labels = torch.arange(200) % 4
+    >>> noise = torch.randn(200, 64, generator=torch.Generator().manual_seed(0))
+    >>> features = torch.eye(4)[labels].repeat(1, 16) + 0.5 * noise
+    >>> q = knowledge_quality(features, labels, dataset_size=5000)
+    >>> q.quality == q.separation + (q.information * q.efficiency) ** 0.5
+    True
+    """
+    check_definition(definition)
+    gram = ClassGram.of(features, labels)
+    size = check_dataset_size(dataset_size, gram.n)
+    _warn_of_rows_without_direction(gram, definition, stacklevel=3)
+    parts = quality_from(gram, Draws.all_of(gram.classes.sizes, gram.device), size, definition)
+    values = {name: value.item() for name, value in parts.items()}
+    terms = [values.pop(name) for name in ("quality", "separation", "information", "efficiency")]
+    return KnowledgeQuality(*terms, values, definition, gram.n, gram.dim, gram.n_classes)
+
+
+def separation(features: Any, labels: Any, *, definition: str = "published") -> Tensor:
+    """Separation S of classes by cosine: within minus between.
+
+    Parameters, errors and formulas as in `knowledge_quality`, whose S this is.
+
+    Returns
+    -------
+    Tensor, shape ()
+        float64, on the features' device.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from geomkd import separation
+    >>> labels = torch.tensor([0, 0, 1, 1])
+    >>> separation(torch.eye(2)[labels], labels)
+    tensor(1., dtype=torch.float64)
+    """
+    gram, draws = _whole(features, labels, definition)
+    with exact_arithmetic(gram.device):
+        return _SEPARATION[definition](gram, draws)[0].squeeze(0)
+
+
+def information(features: Any, labels: Any, *, definition: str = "published") -> Tensor:
+    """Information I: the spread of directions within classes times their spectral entropy.
+
+    Parameters, errors and formulas as in `knowledge_quality`, whose I this is.
+
+    Returns
+    -------
+    Tensor, shape ()
+        float64, on the features' device.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from geomkd import information
+    >>> labels = torch.tensor([0, 0, 1, 1])
+    >>> information(torch.eye(2)[labels], labels)  # every class collapsed
+    tensor(0., dtype=torch.float64)
+    """
+    gram, draws = _whole(features, labels, definition)
+    with exact_arithmetic(gram.device):
+        return _INFORMATION[definition](gram, draws, class_spectra(gram, draws))[0].squeeze(0)
+
+
+def efficiency(
+    features: Any,
+    labels: Any,
+    *,
+    dataset_size: float | None = None,
+    definition: str = "published",
+) -> Tensor:
+    """Efficiency E: the margin between classes over the size of the features.
+
+    Parameters, errors and formulas as in `knowledge_quality`, whose E this is.
+
+    Returns
+    -------
+    Tensor, shape ()
+        float64, on the features' device.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from geomkd import efficiency
+    >>> labels = torch.tensor([0, 0, 1, 1])
+    >>> e = efficiency(torch.eye(2)[labels], labels, definition="robust")
+    >>> torch.testing.assert_close(e, torch.tensor(4.0, dtype=e.dtype))
+    """
+    gram, draws = _whole(features, labels, definition)
+    size = check_dataset_size(dataset_size, gram.n)
+    with exact_arithmetic(gram.device):
+        nearest = nearest_in_draws(gram, draws, definition)
+        return _EFFICIENCY[definition](gram, draws, nearest, size)[0].squeeze(0)
+
+
+def _whole(features: Any, labels: Any, definition: str) -> tuple[ClassGram, Draws]:
+    check_definition(definition)
+    gram = ClassGram.of(features, labels)
+    _warn_of_rows_without_direction(gram, definition, stacklevel=4)
+    return gram, Draws.all_of(gram.classes.sizes, gram.device)
+
+
+def _warn_of_rows_without_direction(gram: ClassGram, definition: str, stacklevel: int) -> None:
+    if definition == "published":
+        count, what = int(gram.zero_rows.sum()), "are zero"
+    else:
+        about = _about_the_mean(gram, Draws.all_of(gram.classes.sizes, gram.device))
+        count, what = int((about.inverse_norm == 0).sum()), "equal the mean of all rows"
+    if count:
+        warnings.warn(
+            f"{count} of {gram.n} feature rows {what}: their cosines are taken as 0",
+            stacklevel=stacklevel,
+        )
