@@ -1,0 +1,327 @@
+import builtins
+import gzip
+import re
+import struct
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from geomkd.datasets import digits, load_folder, load_idx, open_dataset
+
+
+def random_images(*shape):
+    return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+
+
+def write_npz(path, **arrays):
+    np.savez(path, **arrays)
+    return path
+
+
+# --- digits
+
+
+def test_digits_sizes_types_and_range():
+    split = digits()
+    assert [len(part) for part in split] == [1000, 1000, 297, 297, 500, 500]
+    for images, labels in zip(split[::2], split[1::2], strict=True):
+        assert images.shape[1:] == (1, 8, 8)
+        assert images.dtype == torch.float32
+        assert labels.dtype == torch.int64
+        assert (images.min(), images.max()) == (0, 1)
+
+
+def test_digits_parts_are_the_whole_and_do_not_overlap():
+    split = digits(seed=3)
+    pixels = torch.cat(split[::2]).flatten(1).mul(16).round().numpy()
+    labels = torch.cat(split[1::2]).numpy()
+    ours = np.column_stack([pixels, labels])
+    theirs = np.column_stack(load_digits(return_X_y=True))
+    np.testing.assert_array_equal(ours[np.lexsort(ours.T)], theirs[np.lexsort(theirs.T)])
+
+
+def test_digits_are_stratified():
+    split = digits()
+    whole = torch.cat(split[1::2]).bincount() / 1797
+    for labels in split[1::2]:
+        share = labels.bincount(minlength=10)
+        torch.testing.assert_close(share, whole * len(labels), atol=1.0, rtol=0, check_dtype=False)
+
+
+def test_digits_depend_on_the_seed_alone():
+    np.random.seed(0)  # noqa: NPY002 - the global state is what is under test
+    state = np.random.get_state()[1].copy()  # noqa: NPY002
+    first, again, other = digits(seed=1), digits(seed=1), digits(seed=2)
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not torch.equal(first.x_train, other.x_train)
+    np.testing.assert_array_equal(np.random.get_state()[1], state)  # noqa: NPY002
+
+
+# --- IDX
+
+
+def idx_bytes(array):
+    header = struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape)
+    return header + array.tobytes()
+
+
+def write_idx(folder, images, labels, *, prefix="train", separator="-", packed=False):
+    folder.mkdir(exist_ok=True)
+    for kind, array in ((f"images{separator}idx3", images), (f"labels{separator}idx1", labels)):
+        content = idx_bytes(array)
+        name = f"{prefix}-{kind}-ubyte"
+        if packed:
+            (folder / f"{name}.gz").write_bytes(gzip.compress(content))
+        else:
+            (folder / name).write_bytes(content)
+    return folder
+
+
+IDX_IMAGES, IDX_LABELS = random_images(300, 6, 5), (np.arange(300) % 10).astype(np.uint8)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("separator", ["-", "."])
+def test_idx_reads_images_and_labels(tmp_path, packed, separator):
+    write_idx(tmp_path, IDX_IMAGES, IDX_LABELS, packed=packed, separator=separator)
+    data = load_idx(tmp_path)
+    assert data.images.dtype == torch.uint8
+    assert len(data) == 300
+    assert data.targets.dtype == torch.int64
+    assert data.targets.tolist() == IDX_LABELS.tolist()
+    image, label = data[299]
+    np.testing.assert_array_equal(image, IDX_IMAGES[299][None].astype(np.float32) / 255)
+    assert label.item() == 9
+
+
+@pytest.mark.parametrize("prefix", ["t10k", "test"])
+def test_idx_test_split_and_normalisation(tmp_path, prefix):
+    write_idx(tmp_path, IDX_IMAGES, IDX_LABELS)
+    write_idx(tmp_path, IDX_IMAGES[::-1], IDX_LABELS[::-1], prefix=prefix)
+    data = load_idx(tmp_path, split="test", mean=[0.5], std=[0.25])
+    np.testing.assert_allclose(data[0][0][0], (IDX_IMAGES[299] / 255 - 0.5) / 0.25, atol=1e-6)
+    assert data.targets[0] == 9
+
+
+def test_idx_members_packed_one_after_the_other(tmp_path):
+    write_idx(tmp_path, IDX_IMAGES, IDX_LABELS, packed=True)
+    content = idx_bytes(IDX_IMAGES)
+    packed = gzip.compress(content[:1000]) + gzip.compress(content[1000:])
+    (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(packed)
+    np.testing.assert_array_equal(load_idx(tmp_path).images[..., 0], IDX_IMAGES)
+
+
+@pytest.mark.parametrize(("kept", "found"), [(9015, 9015), (16, 16), (9016 + 3, 9019)])
+def test_idx_of_the_wrong_length(tmp_path, kept, found):
+    write_idx(tmp_path, IDX_IMAGES, IDX_LABELS)
+    file = tmp_path / "train-images-idx3-ubyte"
+    file.write_bytes((file.read_bytes() + b"more")[:kept])
+    message = f"{file}: expected 9016 bytes for shape (300, 6, 5), found {found}"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        load_idx(tmp_path)
+
+
+def test_idx_with_a_truncated_gzip_file(tmp_path):
+    write_idx(tmp_path, IDX_IMAGES, IDX_LABELS, packed=True)
+    file = tmp_path / "train-images-idx3-ubyte.gz"
+    file.write_bytes(file.read_bytes()[:5000])
+    message = rf"{re.escape(str(file))}: expected 9016 bytes for shape .*, found (\d+)"
+    with pytest.raises(ValueError, match=message) as error:
+        load_idx(tmp_path)
+    assert 0 < int(str(error.value).split()[-1]) < 9016
+
+
+def test_idx_with_a_damaged_gzip_file(tmp_path):
+    write_idx(tmp_path, IDX_IMAGES, IDX_LABELS, packed=True)
+    file = tmp_path / "train-labels-idx1-ubyte.gz"
+    content = bytearray(file.read_bytes())
+    content[-8] ^= 0xFF  # the checksum
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=re.escape(f"{file}: damaged gzip file (")):
+        load_idx(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "unsigned bytes in 3 axes, 00 00 08 03; found an empty file"),
+        (idx_bytes(IDX_LABELS), "unsigned bytes in 3 axes, 00 00 08 03; found 00 00 08 01"),
+        (b"\0\0\x0d\x03" + bytes(12), "00 00 08 03; found 00 00 0d 03"),
+        (b"\0\0\x08\x03" + bytes(4), "expected 16 bytes of header, found 8"),
+        (idx_bytes(IDX_IMAGES[:0]), "at most 4 channels; got (0, 6, 5)"),
+    ],
+)
+def test_idx_with_another_header(tmp_path, content, message):
+    write_idx(tmp_path, IDX_IMAGES, IDX_LABELS)
+    file = tmp_path / "train-images-idx3-ubyte"
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=re.escape(message)) as error:
+        load_idx(tmp_path)
+    assert str(error.value).startswith(f"{file}: ")
+
+
+def test_idx_with_too_few_labels(tmp_path):
+    write_idx(tmp_path, IDX_IMAGES, IDX_LABELS[:-1])
+    with pytest.raises(ValueError, match=r"integers of shape \(300,\), .* got uint8 \(299,\)"):
+        load_idx(tmp_path)
+
+
+def test_idx_missing_files_and_splits(tmp_path):
+    write_idx(tmp_path, IDX_IMAGES, IDX_LABELS)
+    names = "t10k-images-idx3-ubyte or test-images-idx3-ubyte"
+    message = f"{tmp_path}: expected a file {names}, with or without .gz"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        load_idx(tmp_path, split="test")
+    with pytest.raises(ValueError, match="split must be 'train' or 'test', got 'val'"):
+        load_idx(tmp_path, split="val")
+
+
+# --- folders
+
+
+def write_folder(folder, sizes, *, mode="RGB"):
+    """One file for each size, in classes ``cat`` and ``dog`` by turns; returns the arrays."""
+    arrays = []
+    for i, (width, height) in enumerate(sizes):
+        shape = (height, width, 3) if mode == "RGB" else (height, width)
+        array = np.random.default_rng(i).integers(0, 256, shape, dtype=np.uint8)
+        file = folder / ("cat", "dog")[i % 2] / f"{i}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(array).save(file)
+        arrays.append(array)
+    return arrays
+
+
+def test_folder_reads_images_and_labels(tmp_path):
+    arrays = write_folder(tmp_path, [(6, 5)] * 4)
+    data = load_folder(tmp_path)
+    assert data.classes == ["cat", "dog"]
+    assert data.targets.dtype == torch.int64
+    assert data.targets.tolist() == [0, 0, 1, 1]
+    image, label = data[1]  # cat/2.png
+    assert label == 0
+    assert image.dtype == torch.float32
+    np.testing.assert_array_equal(image, arrays[2].transpose(2, 0, 1).astype(np.float32) / 255)
+
+
+def test_folder_turns_grey_images_to_three_channels(tmp_path):
+    arrays = write_folder(tmp_path, [(6, 5)] * 2, mode="L")
+    image = load_folder(tmp_path)[0][0]
+    np.testing.assert_array_equal(image, np.stack([arrays[0] / 255] * 3).astype(np.float32))
+
+
+def test_folder_normalises(tmp_path):
+    arrays = write_folder(tmp_path, [(6, 5)] * 2)
+    image = load_folder(tmp_path, mean=[0.5], std=[0.1, 0.2, 0.4])[0][0]
+    expected = (arrays[0] / 255 - 0.5) / np.array([0.1, 0.2, 0.4])
+    np.testing.assert_allclose(image, expected.transpose(2, 0, 1), rtol=1e-5, atol=1e-5)
+
+
+def test_folder_of_different_sizes_needs_image_size(tmp_path):
+    write_folder(tmp_path, [(6, 5), (12, 7)])
+    first, other = tmp_path / "cat" / "0.png", tmp_path / "dog" / "1.png"
+    message = (
+        "images must have one size when neither image_size nor transform is given; "
+        f"{first} is 6x5, {other} is 12x7 (width x height): pass image_size="
+    )
+    with pytest.raises(ValueError, match=re.escape(message)):
+        load_folder(tmp_path)
+    data = load_folder(tmp_path, image_size=4)
+    assert [data[i][0].shape for i in range(2)] == [(3, 4, 4)] * 2
+
+
+def test_folder_cuts_out_the_centre(tmp_path):
+    (tmp_path / "cat").mkdir()
+    pixels = np.zeros((4, 8, 3), np.uint8)
+    pixels[:, 2:6] = 255
+    Image.fromarray(pixels).save(tmp_path / "cat" / "wide.png")
+    image = load_folder(tmp_path, image_size=4)[0][0]
+    assert image.shape == (3, 4, 4)
+    assert image.min() == 1
+
+
+def test_folder_with_a_transform_of_the_users(tmp_path):
+    write_folder(tmp_path, [(6, 5), (12, 7)])
+    data = load_folder(tmp_path, transform=lambda image: image.size)
+    assert [item[0] for item in data] == [(6, 5), (12, 7)]
+    with pytest.raises(ValueError, match="give either transform or image_size, mean and std, not"):
+        load_folder(tmp_path, transform=np.asarray, image_size=4)
+
+
+@pytest.mark.parametrize("size", [0, 2.0, True, (4, 4)])
+def test_folder_refuses_bad_image_size(tmp_path, size):
+    write_folder(tmp_path, [(6, 5)])
+    with pytest.raises(
+        ValueError, match=re.escape(f"image_size must be a positive int, got {size!r}")
+    ):
+        load_folder(tmp_path, image_size=size)
+
+
+def test_folder_without_classes_or_images(tmp_path):
+    with pytest.raises(ValueError, match="expected a folder of class folders; there is no such"):
+        load_folder(tmp_path / "none")
+    with pytest.raises(ValueError, match="expected a folder of class folders; Couldn't find any"):
+        load_folder(tmp_path)
+    write_folder(tmp_path, [(6, 5)])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match=r"expected a folder of class folders; .* classes empty"):
+        load_folder(tmp_path)
+
+
+def test_folder_of_splits_is_not_a_folder_of_classes(tmp_path):
+    write_folder(tmp_path / "train", [(6, 5)] * 2)
+    write_folder(tmp_path / "val", [(6, 5)] * 2)
+    with pytest.raises(
+        ValueError, match=re.escape("the sub-folders ['train', 'val'] are splits")
+    ) as e:
+        load_folder(tmp_path)
+    assert str(e.value).endswith(f"open one of them, for example {tmp_path / 'train'}")
+
+
+def test_folder_without_torchvision(tmp_path, monkeypatch):
+    for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
+        monkeypatch.delitem(sys.modules, name)
+    real_import = builtins.__import__
+
+    def no_torchvision(name, *args, **kwargs):
+        if name.split(".")[0] == "torchvision":
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+        return real_import(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", no_torchvision)
+    with pytest.raises(ImportError, match=re.escape("pip install geomkd[vision]")):
+        load_folder(tmp_path)
+
+
+# --- open_dataset
+
+
+def test_open_dataset_tells_the_forms_apart(tmp_path):
+    npz = write_npz(tmp_path / "a.npz", x=random_images(3, 8, 8, 3), y=np.arange(3))
+    idx = write_idx(tmp_path / "idx", IDX_IMAGES, IDX_LABELS, packed=True)
+    write_folder(tmp_path / "folder", [(6, 5), (12, 7)])
+    assert open_dataset(npz)[0][0].shape == (3, 8, 8)
+    assert open_dataset(str(idx), mean=[0.5], std=[0.5]).images.shape == (300, 6, 5, 1)
+    assert open_dataset(tmp_path / "folder", image_size=4).classes == ["cat", "dog"]
+    with pytest.raises(ValueError, match=r"expected the arrays 'x_test' and 'y_test' .* found"):
+        open_dataset(npz, split="test")
+
+
+def test_open_dataset_says_what_it_expected(tmp_path):
+    expected = (
+        ": expected an .npz file, a folder of IDX files (train-images-idx3-ubyte[.gz], …) "
+        "or a folder of class folders with images; got "
+    )
+    Path(tmp_path, "notes.txt").write_text("hello")
+    for path, came in (
+        (tmp_path, "a folder of 1 files with neither"),
+        (tmp_path / "notes.txt", "a .txt file"),
+        (tmp_path / "none.npz", "nothing there"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(f"{path}{expected}{came}")):
+            open_dataset(path)
