@@ -1,0 +1,110 @@
+"""What a distillation gives back."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from geomkd.files import atomic_write
+from geomkd.models import unwrap
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from pandas import DataFrame
+
+# Okabe and Ito's colours, which colour-blind readers can tell apart.
+COLOURS = {"train_accuracy": "#0072B2", "val_accuracy": "#D55E00", "loss": "#999999"}
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class DistillationResult:
+    """A trained student and how it was trained.
+
+    Attributes
+    ----------
+    student : nn.Module
+        The student that was given, trained in place, in evaluation mode.
+    projectors : nn.ModuleList
+        One per pair; empty for objectives without features.
+    history : DataFrame
+        A row per epoch: epoch, loss, its named parts, train_accuracy (over the epoch's batches as
+        they were trained on, in training mode), val_accuracy where there was validation data,
+        lr (of the last step) and seconds.
+    pairs : list of (str, str)
+        Teacher layer and student layer.
+    objective : str
+        Name of the objective.
+    """
+
+    student: nn.Module
+    projectors: nn.ModuleList
+    history: DataFrame
+    pairs: list[tuple[str, str]]
+    objective: str
+
+    @property
+    def accuracy_on(self) -> str:
+        """Data that ``accuracy`` is of: ``"val"`` where there was any, else ``"train"``."""
+        return "val" if "val_accuracy" in self.history else "train"
+
+    @property
+    def accuracy(self) -> float:
+        """Accuracy of the last epoch, not of the best."""
+        return float(self.history[f"{self.accuracy_on}_accuracy"].iloc[-1])
+
+    @property
+    def best_val_accuracy(self) -> float | None:
+        """Highest validation accuracy of any epoch; None without validation data."""
+        return float(self.history["val_accuracy"].max()) if self.accuracy_on == "val" else None
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write the student's ``state_dict``, whole or not at all.
+
+        Parameters
+        ----------
+        path : str or path-like
+            File that ``torch.load(path, weights_only=True)`` can read afterwards.
+        """
+        with atomic_write(path) as file:
+            torch.save(unwrap(self.student).state_dict(), file)
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """Learning curves: accuracy on the left axis, loss on the right.
+
+        Parameters
+        ----------
+        ax : Axes, optional
+            Where to draw; a new figure's by default.
+
+        Returns
+        -------
+        Axes
+            The axes with the accuracies.
+        """
+        if ax is None:
+            from matplotlib import pyplot
+
+            ax = pyplot.subplots()[1]
+        epochs = self.history["epoch"]
+        options: dict[str, Any] = {"marker": "." if len(epochs) < 30 else None}
+        for column, label in (("train_accuracy", "train"), ("val_accuracy", "validation")):
+            if column in self.history:
+                ax.plot(epochs, self.history[column], color=COLOURS[column], label=label, **options)
+        ax.set(xlabel="epoch", ylabel="accuracy", title=f"objective {self.objective}")
+        loss_axis = ax.twinx()
+        loss_axis.plot(
+            epochs, self.history["loss"], "--", color=COLOURS["loss"], label="loss", **options
+        )
+        loss_axis.set_ylabel("training loss")
+        ax.legend(handles=[*ax.get_lines(), *loss_axis.get_lines()])
+        return ax
+
+    def __repr__(self) -> str:
+        return (
+            f"DistillationResult(objective={self.objective!r}, pairs={len(self.pairs)}, "
+            f"epochs={len(self.history)}, {self.accuracy_on}_accuracy={self.accuracy:.4f})"
+        )

@@ -1,0 +1,79 @@
+import pytest
+import torch
+from torch import nn
+from torchvision.models import mobilenet_v2, resnet18, vgg11_bn
+from torchvision.models.resnet import BasicBlock, ResNet
+from torchvision.models.vision_transformer import VisionTransformer
+
+from geomkd.pairing import pair_layers
+
+IMAGES = torch.zeros(2, 3, 32, 32)
+
+
+def student_layers(k, student, images=IMAGES):
+    return [layer for _, layer in pair_layers([f"t{i}" for i in range(k)], student, images)]
+
+
+def test_all_blocks_of_a_small_resnet_are_taken_in_order():
+    student = ResNet(BasicBlock, [1, 1, 1, 1])
+    assert pair_layers(["a", "b", "c", "d"], student, IMAGES) == [
+        ("a", "layer1.0"),
+        ("b", "layer2.0"),
+        ("c", "layer3.0"),
+        ("d", "layer4.0"),
+    ]
+
+
+def test_vgg_without_blocks_gives_its_activations_before_the_head():
+    # Eight activations before the head: the published student layers 1, 3, 5, 7.
+    activations = [name for name, m in vgg11_bn().features.named_children() if type(m) is nn.ReLU]
+    expected = [f"features.{activations[i]}" for i in (1, 3, 5, 7)]
+    assert student_layers(4, vgg11_bn(), IMAGES) == expected
+
+
+def test_eight_transformer_layers_give_every_second():
+    student = VisionTransformer(16, 4, 8, 2, 16, 32)
+    images = torch.zeros(2, 3, 16, 16)
+    expected = [f"encoder.layers.encoder_layer_{i}" for i in (1, 3, 5, 7)]
+    assert student_layers(4, student, images) == expected
+
+
+@pytest.mark.parametrize("k", range(1, 9))
+def test_student_layers_differ_and_end_with_the_last_block(k):
+    blocks = [f"layer{i}.{j}" for i in (1, 2, 3, 4) for j in (0, 1)]
+    layers = student_layers(k, resnet18())
+    assert layers == [blocks[round((i + 1) * 8 / k) - 1] for i in range(k)]
+    assert len(set(layers)) == k and layers[-1] == "layer4.1"
+
+
+def test_mobilenet_indices():
+    blocks = [f"features.{i}" for i in range(1, 18)]
+    layers = student_layers(4, mobilenet_v2(width_mult=0.25))
+    assert [blocks.index(layer) for layer in layers] == [3, 7, 12, 16]
+
+
+def test_forward_runs_the_student():
+    student = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
+    batch = {"x": torch.zeros(2, 4)}
+    pairs = pair_layers(["t"], student, batch, forward=lambda model, b: model(b["x"]))
+    assert pairs == [("t", "1")]
+
+
+def test_more_teacher_layers_than_student_layers():
+    student = ResNet(BasicBlock, [1, 1, 1, 1])
+    with pytest.raises(ValueError, match=r"got 5 teacher layers for the 4 layers of the student"):
+        pair_layers(list("abcde"), student, IMAGES)
+
+
+@pytest.mark.parametrize(
+    ("names", "error", "text"),
+    [
+        ("layer4", TypeError, "must be a list of layer names; got str 'layer4'"),
+        ([3], TypeError, r"must hold layer names \(str\); got int 3"),
+        ([], ValueError, "at least one layer name"),
+        (["a", "b", "a"], ValueError, r"must differ from each other; got \['a'\] more than once"),
+    ],
+)
+def test_names_are_checked(names, error, text):
+    with pytest.raises(error, match=text):
+        pair_layers(names, resnet18(), IMAGES)
