@@ -1,0 +1,8 @@
+"""``python -m geomkd``: the command line."""
+
+import sys
+
+from geomkd.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,246 @@
+"""The main job on bundled data: teacher, ranked layers, students, in about a minute.
+
+Real handwritten digits, a small residual teacher, and the same student trained in five ways. What
+comes out is written down as it is, whichever way wins.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from geomkd.checks import check_int
+from geomkd.datasets import digits
+from geomkd.distillation import DistillationResult, distill
+from geomkd.pairing import evenly_spaced, pair_layers
+from geomkd.plots import plot_accuracy
+from geomkd.reports import machine, new_folder, write_frame, write_json, write_picture
+from geomkd.scores import LayerScores
+from geomkd.scoring import score_layers
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+TEACHER = {"widths": (24, 48, 96), "blocks": 3}
+STUDENT = {"widths": (4, 8, 16, 32), "blocks": 1}
+TEACHER_EPOCHS, STUDENT_EPOCHS, LR, BATCH_SIZE = 10, 10, 0.0075, 64
+SELECTED = 4
+METHODS = {
+    "features, highest Q": "highest Q",
+    "features, highest sqrt(S I)": "highest sqrt(S I)",
+    "features, evenly spaced": "evenly spaced",
+    "kd": None,
+    "ce": None,
+}
+
+
+class Residual(nn.Module):
+    """Two 3x3 convolutions and a shortcut; halves the grid where the width grows."""
+
+    def __init__(self, before: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(before, width, 3, stride, 1, bias=False)
+        self.norm1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
+        self.norm2 = nn.BatchNorm2d(width)
+        self.relu = nn.ReLU()
+        self.shortcut = nn.Identity()
+        if before != width or stride != 1:
+            reduce = nn.Conv2d(before, width, 1, stride, bias=False)
+            self.shortcut = nn.Sequential(reduce, nn.BatchNorm2d(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Features (B, width, H / stride, W / stride)."""
+        y = self.norm2(self.conv2(self.relu(self.norm1(self.conv1(x)))))
+        return self.relu(y + self.shortcut(x))
+
+
+def residual_network(
+    *, widths: tuple[int, ...], blocks: int, seed: int, channels: int = 1, classes: int = 10
+) -> nn.Sequential:
+    """Small residual network: a stem, a stage of blocks for each width, a linear head.
+
+    The second and third stages halve the grid.
+
+    Examples
+    --------
+    >>> import torch
+    >>> model = residual_network(widths=(4, 8), blocks=1, seed=0)
+    >>> model(torch.zeros(2, 1, 8, 8)).shape
+    torch.Size([2, 10])
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        stem = [nn.Conv2d(channels, widths[0], 3, 1, 1, bias=False), nn.BatchNorm2d(widths[0])]
+        stages, before = [], widths[0]
+        for depth, width in enumerate(widths):
+            for block in range(blocks):
+                stride = 2 if block == 0 and depth in (1, 2) else 1
+                stages.append(Residual(before, width, stride))
+                before = width
+        head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(before, classes)]
+        return nn.Sequential(*stem, nn.ReLU(), *stages, *head)
+
+
+@dataclass(frozen=True, eq=False)
+class Quickstart:
+    """What the quickstart found.
+
+    Attributes
+    ----------
+    folder : Path
+        Holds layers.csv, layers.png, training.png and summary.json.
+    scores : LayerScores
+        Of the teacher's layers.
+    layers : dict of str to list of str
+        Teacher layers that each choice takes.
+    runs : DataFrame
+        method, seed, test_accuracy of the last epoch; a row a student.
+    summary : dict
+        What summary.json holds.
+    """
+
+    folder: Path
+    scores: LayerScores
+    layers: dict[str, list[str]]
+    runs: DataFrame
+    summary: dict[str, Any]
+
+
+def quickstart(
+    folder: Path | str | None = None,
+    *,
+    seed: int = 0,
+    seeds: int = 3,
+    epochs: int = STUDENT_EPOCHS,
+    say: Callable[[str], Any] = lambda text: None,
+    progress: bool = True,
+) -> Quickstart:
+    """Train a teacher on digits, rank its layers, distil students in five ways, write it down.
+
+    Parameters
+    ----------
+    folder : path, optional
+        Where to write layers.csv, layers.png, training.png and summary.json; must not exist. By
+        default the next free ``geomkd-quickstart-N`` under the current folder.
+    seed : int
+        Seeds the split, the teacher, the sample of the scores; students take ``seed``,
+        ``seed + 1``, ...
+    seeds : int
+        Students of each method.
+    epochs : int
+        Epochs of a student.
+    say : callable
+        Takes each line of the story.
+    progress : bool
+        Show bars.
+
+    Returns
+    -------
+    Quickstart
+        Scores, chosen layers, and test accuracies of the last epoch, a row for each run.
+
+    Raises
+    ------
+    FileExistsError
+        ``folder`` is there already.
+    """
+    check_int(seed, "seed", least=0), check_int(seeds, "seeds", least=1)
+    check_int(epochs, "epochs", least=1)
+    started = time.perf_counter()
+    folder = new_folder(folder, "geomkd-quickstart")
+    data = digits(seed=seed)
+    train, test = (data.x_train, data.y_train), (data.x_test, data.y_test)
+    teacher = residual_network(**TEACHER, seed=seed)
+    options = {"batch_size": BATCH_SIZE, "lr": LR, "progress": progress}
+    say(f"1. teacher: {TEACHER_EPOCHS} epochs on {len(data.x_train)} digits")
+    taught = distill(
+        teacher, None, train, objective="ce", val=test, epochs=TEACHER_EPOCHS, seed=seed, **options
+    )
+    say(f"   test accuracy {taught.accuracy:.1%} of {len(data.x_test)}")
+    say("2. scores of its layers, on the training images")
+    scores = score_layers(teacher, train, seed=seed, progress=progress)
+    layers = chosen_layers(scores)
+    say(f"3. students: {len(METHODS)} methods x {seeds} seeds, {epochs} epochs each")
+    runs = []
+    for method, choice in METHODS.items():
+        for k in range(seed, seed + seeds):
+            student = residual_network(**STUDENT, seed=k)
+            pairs = pair_layers(layers[choice], student, data.x_train[:2]) if choice else None
+            task = {"objective": method.split(",")[0], "pairs": pairs, "val": test, "seed": k}
+            result = distill(student, teacher, train, epochs=epochs, **task, **options)
+            runs.append((method, k, result.history))
+    seconds = time.perf_counter() - started
+    return _written(folder, scores, layers, taught, runs, seconds)
+
+
+def chosen_layers(scores: LayerScores, k: int = SELECTED) -> dict[str, list[str]]:
+    """Teacher layers by each way of choosing, in order of depth."""
+    frame = scores.to_frame()
+    blocks = frame.loc[frame["role"] == "block", "layer"].tolist()
+    return {
+        "highest Q": scores.select(k),
+        "highest sqrt(S I)": scores.select(k, by=sqrt_si),
+        "evenly spaced": evenly_spaced(blocks, k),
+    }
+
+
+def sqrt_si(frame: DataFrame) -> Any:
+    """Geometric mean of separation and information; 0 where their product is negative."""
+    return (frame["separation"] * frame["information"]).clip(lower=0) ** 0.5
+
+
+def _written(
+    folder: Path,
+    scores: LayerScores,
+    layers: dict[str, list[str]],
+    taught: DistillationResult,
+    runs: list[tuple[str, int, DataFrame]],
+    seconds: float,
+) -> Quickstart:
+    import pandas
+
+    last = [(method, seed, float(h["val_accuracy"].iloc[-1])) for method, seed, h in runs]
+    table = pandas.DataFrame(last, columns=["method", "seed", "test_accuracy"])
+    ranked = scores.rank()
+    write_frame(folder / "layers.csv", scores.to_frame().merge(ranked.drop(columns="score")))
+    write_picture(folder / "layers.png", scores.plot(k=SELECTED))
+    curves: dict[str, list[Any]] = {}
+    for method, _, history in runs:
+        curves.setdefault(method, []).append(history["val_accuracy"].to_numpy())
+    write_picture(folder / "training.png", plot_accuracy(curves, name="test accuracy"))
+    by_method = table.groupby("method", sort=False)["test_accuracy"]
+    summary = {
+        "teacher_test_accuracy": taught.accuracy,
+        "layers": layers,
+        "pairs_of": "blocks of the student, evenly spaced",
+        "test_accuracy_last_epoch": {
+            method: {
+                "mean": float(a.mean()),
+                "sd": float(a.std()) if len(a) > 1 else None,
+                "all": a.tolist(),
+            }
+            for method, a in by_method
+        },
+        "data": "scikit-learn digits: 1,000 training and 500 test images",
+        "settings": {
+            "teacher": TEACHER,
+            "teacher_epochs": TEACHER_EPOCHS,
+            "student": STUDENT,
+            "student_epochs": len(runs[0][2]),
+            "student_seeds": sorted({seed for _, seed, _ in runs}),
+            "lr": LR,
+            "batch_size": BATCH_SIZE,
+            "scores": scores.settings,
+        },
+        "seconds": round(seconds, 1),
+        "machine": machine(),
+    }
+    write_json(folder / "summary.json", summary)
+    return Quickstart(folder, scores, layers, table, summary)

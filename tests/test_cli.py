@@ -1,0 +1,123 @@
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from geomkd import LayerScores, quickstart
+from geomkd.cli import main
+
+
+@pytest.fixture
+def images(tmp_path):
+    rng = np.random.default_rng(0)
+    x = rng.integers(0, 256, (40, 32, 32, 3), dtype=np.uint8)
+    np.savez(tmp_path / "images.npz", x_train=x, y_train=np.arange(40) % 4)
+    return str(tmp_path / "images.npz")
+
+
+def is_png(path):
+    return path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n" and path.stat().st_size > 10_000
+
+
+def test_score_writes_what_it_prints(images, tmp_path, capsys):
+    out = tmp_path / "found"
+    command = ["score", "--model", "torchvision:resnet18", "--data", images, "--out", str(out)]
+    assert main([*command, "--subsamples", "5", "--by", "separation", "--quiet"]) == 0
+    printed = capsys.readouterr()
+    assert printed.err == ""
+    assert "images: scaled to [0, 1]" in printed.out and "random, seed 0" in printed.out
+    table = pd.read_csv(out / "layers.csv")
+    assert len(table) == 10 and all(name in printed.out for name in table["layer"])
+    assert len(pd.read_csv(out / "ranks.csv")) == 10
+    assert is_png(out / "layers.png")
+    scores = LayerScores.load(out / "scores.npz")
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["selected"] == scores.select(4, by="separation")
+    assert summary["machine"]["torch"] == torch.__version__
+    assert summary["settings"] == scores.settings
+
+
+def test_without_half_samples_ranks_are_open(images, tmp_path, capsys):
+    command = ["score", "--model", "torchvision:resnet18", "--data", images, "--quiet"]
+    command += ["--out", str(tmp_path / "o"), "--subsamples", "0", "--k", "99"]
+    assert main(command) == 0
+    selected = json.loads((tmp_path / "o" / "summary.json").read_text())["selected"]
+    assert len(selected) == 10 and "nan" not in capsys.readouterr().out.lower()
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (["--model", "resnet18"], "--model must be torchvision:NAME"),
+        (["--model", "torchvision:resnet18", "--layers", "layer9"], "layer 'layer9'"),
+        (["--model", "torchvision:resnet18", "--memory", "1KB"], "memory must be at least"),
+        (["--model", "torchvision:resnet18", "--mean", "1", "2"], "mean"),
+        (["--model", "torchvision:resnet18", "--weights", "nowhere.pth"], "nowhere.pth"),
+    ],
+)
+def test_wrong_input_is_one_line_and_code_2(images, tmp_path, monkeypatch, capsys, options, text):
+    monkeypatch.chdir(tmp_path)
+    assert main(["score", "--data", images, "--quiet", *options]) == 2
+    error = capsys.readouterr().err
+    assert text in error and error.startswith("geomkd score: ")
+    assert not list(tmp_path.glob("geomkd-scores*"))
+
+
+def test_ctrl_c_is_130(monkeypatch, capsys):
+    def interrupt(*args, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("geomkd.cli.quickstart", interrupt)
+    assert main(["quickstart"]) == 130
+    assert capsys.readouterr().err == "geomkd quickstart: interrupted\n"
+
+
+@pytest.fixture
+def short(monkeypatch):
+    monkeypatch.setattr(quickstart, "TEACHER_EPOCHS", 2)
+    monkeypatch.setattr(quickstart, "TEACHER", {"widths": (4, 8, 8), "blocks": 3})
+
+
+@pytest.mark.usefixtures("short")
+def test_quickstart_writes_a_new_folder_each_time(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for number in (1, 2):
+        assert main(["quickstart", "--epochs", "1", "--seeds", str(number), "--quiet"]) == 0
+        assert f"to geomkd-quickstart-{number}" in capsys.readouterr().out
+    first, second = (tmp_path / f"geomkd-quickstart-{number}" for number in (1, 2))
+    names = ["layers.csv", "layers.png", "summary.json", "training.png"]
+    assert sorted(path.name for path in first.iterdir()) == names
+    assert is_png(first / "layers.png") and is_png(first / "training.png")
+    table = pd.read_csv(first / "layers.csv")
+    assert len(table) >= 8 and table["rank"].min() == 1
+    once, twice = (json.loads((f / "summary.json").read_text()) for f in (first, second))
+    accuracy = "test_accuracy_last_epoch"
+    assert list(once[accuracy]) == list(quickstart.METHODS)
+    for method, found in twice[accuracy].items():
+        assert found["all"][0] == once[accuracy][method]["all"][0]  # the same seed, the same number
+        assert found["mean"] == pytest.approx(np.mean(found["all"]))
+        assert found["sd"] == pytest.approx(np.std(found["all"], ddof=1))
+    assert once[accuracy]["ce"]["sd"] is None
+    assert once["teacher_test_accuracy"] == twice["teacher_test_accuracy"] > 0.1
+    assert pd.read_csv(second / "layers.csv").equals(table)
+
+
+def test_quickstart_keeps_a_folder_that_is_there(tmp_path, capsys):
+    (tmp_path / "mine").mkdir()
+    assert main(["quickstart", "--out", str(tmp_path / "mine")]) == 2
+    assert "File exists" in capsys.readouterr().err
+
+
+def test_layers_by_root_of_separation_and_information():
+    frame = pd.DataFrame({"separation": [0.5, -0.1], "information": [2.0, 1.0]})
+    assert quickstart.sqrt_si(frame).tolist() == [1.0, 0.0]
+
+
+def test_console_script_and_module_agree():
+    run = [sys.executable, "-m", "geomkd", "--version"]
+    out = subprocess.run(run, capture_output=True, text=True, check=True).stdout
+    assert out.startswith("geomkd 0.1.0")

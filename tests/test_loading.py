@@ -1,0 +1,107 @@
+import numpy as np
+import pytest
+import torch
+import torchvision
+from torch.utils.data import TensorDataset
+
+from geomkd.loading import Transformed, load_data, load_model
+
+
+@pytest.fixture
+def images(tmp_path):
+    rng = np.random.default_rng(0)
+    x = rng.integers(0, 256, (20, 40, 40, 3), dtype=np.uint8)
+    np.savez(tmp_path / "images.npz", x=x, y=np.arange(20) % 2)
+    return tmp_path / "images.npz"
+
+
+def save(state, path):
+    torch.save(state, path)
+    return path
+
+
+def test_random_weights_follow_the_seed_and_leave_the_global_state():
+    before = torch.get_rng_state()
+    same, again, other = (load_model("torchvision:resnet18", seed=s) for s in (0, 0, 1))
+    assert torch.equal(before, torch.get_rng_state())
+    assert torch.equal(same.model.conv1.weight, again.model.conv1.weight)
+    assert not torch.equal(same.model.conv1.weight, other.model.conv1.weight)
+    assert same.transform is None and "random, seed 0" in same.story
+
+
+@pytest.mark.parametrize("wrap", [lambda s: s, lambda s: {"state_dict": s, "epoch": 3}])
+def test_weights_bring_the_number_of_classes(tmp_path, wrap):
+    state = torchvision.models.resnet18(num_classes=7).state_dict()
+    state = {f"module.{key}": value for key, value in state.items()}
+    loaded = load_model("torchvision:resnet18", weights=save(wrap(state), tmp_path / "w.pth"))
+    assert loaded.model.fc.out_features == 7
+    assert torch.equal(loaded.model.fc.weight, state["module.fc.weight"])
+    assert loaded.transform is None
+
+
+def test_a_published_size_brings_the_transform_of_its_weights(tmp_path, images):
+    state = torchvision.models.squeezenet1_1().state_dict()
+    loaded = load_model("torchvision:squeezenet1_1", weights=save(state, tmp_path / "w.pth"))
+    data, words = load_data(images, loaded)
+    assert data[0][0].shape == (3, 224, 224)
+    assert "the weights' own" in words and "0.485" in words
+    assert data.targets.tolist() == [0, 1] * 10
+    plain, words = load_data(images, loaded, mean=[0.5], std=[0.5])
+    assert plain[0][0].shape == (3, 40, 40) and "mean [0.5]" in words
+
+
+def test_a_factory_in_the_current_folder(tmp_path, monkeypatch):
+    (tmp_path / "my_networks.py").write_text(
+        "from torch import nn\nmake = lambda: nn.Linear(2, 2)\nwrong = lambda: 3\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    assert load_model("my_networks:make").model.in_features == 2
+    with pytest.raises(TypeError, match=r"must make a torch.nn.Module; got int"):
+        load_model("my_networks:wrong")
+    with pytest.raises(ValueError, match=r"cannot be found: .*absent"):
+        load_model("my_networks:absent")
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("resnet18", "must be torchvision:NAME or package.module:factory; got 'resnet18'"),
+        ("torchvision:resnet99", "no model 'resnet99'; names that begin alike: .*resnet101"),
+        ("no_such_package:make", "cannot be found: No module named 'no_such_package'"),
+    ],
+)
+def test_a_wrong_name(name, text):
+    with pytest.raises(ValueError, match=text):
+        load_model(name)
+
+
+class NotATensor:
+    pass
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        (NotATensor(), "is no file of weights"),
+        ([1, 2], "must hold a state dict"),
+        ({"fc.bias": torch.zeros(3)}, "hold no matrix"),
+        ({"fc.weight": torch.zeros(3, 5)}, "does not fit torchvision:resnet18"),
+    ],
+)
+def test_wrong_weights(tmp_path, content, text):
+    path = save(content, tmp_path / "w.pth")
+    with pytest.raises(ValueError, match=text):
+        load_model("torchvision:resnet18", weights=path)
+
+
+def test_truncated_weights(tmp_path):
+    path = save(torchvision.models.resnet18().state_dict(), tmp_path / "w.pth")
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(ValueError, match="is no file of weights"):
+        load_model("torchvision:resnet18", weights=path)
+
+
+def test_transformed_keeps_length_and_labels():
+    data = Transformed(TensorDataset(torch.ones(3, 2), torch.arange(3)), lambda x: 2 * x)
+    assert len(data) == 3 and not hasattr(data, "targets")
+    assert data[2][0].tolist() == [2, 2] and data[2][1] == 2
