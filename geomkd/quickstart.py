@@ -7,6 +7,7 @@ comes out is written down as it is, whichever way wins.
 from __future__ import annotations
 
 import time
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,15 +78,18 @@ def residual_network(
     """
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        stem = [nn.Conv2d(channels, widths[0], 3, 1, 1, bias=False), nn.BatchNorm2d(widths[0])]
-        stages, before = [], widths[0]
-        for depth, width in enumerate(widths):
-            for block in range(blocks):
-                stride = 2 if block == 0 and depth in (1, 2) else 1
-                stages.append(Residual(before, width, stride))
-                before = width
-        head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(before, classes)]
-        return nn.Sequential(*stem, nn.ReLU(), *stages, *head)
+        width = widths[0]
+        layers = {
+            "conv": nn.Conv2d(channels, width, 3, 1, 1, bias=False),
+            "norm": nn.BatchNorm2d(width),
+            "relu": nn.ReLU(),
+        }
+        for i in range(blocks * len(widths)):
+            before, width = width, widths[i // blocks]
+            stride = 2 if i in (blocks, 2 * blocks) else 1
+            layers[f"block{i + 1}"] = Residual(before, width, stride)
+        layers |= {"pool": nn.AdaptiveAvgPool2d(1), "flatten": nn.Flatten()}
+        return nn.Sequential(OrderedDict(layers, head=nn.Linear(width, classes)))
 
 
 @dataclass(frozen=True, eq=False)

@@ -102,7 +102,7 @@ for layer in candidate_layers(teacher, data.x_train[:2]):
 # whatever happens.
 
 # %%
-with capture(teacher, ["5", "11"]) as features, torch.no_grad():
+with capture(teacher, ["block3", "block9"]) as features, torch.no_grad():
     teacher(data.x_train)
 for name, x in features.items():
     print(name, knowledge_quality(x, data.y_train))

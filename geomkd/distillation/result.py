@@ -88,19 +88,27 @@ class DistillationResult:
         if ax is None:
             from matplotlib import pyplot
 
-            ax = pyplot.subplots()[1]
+            ax = pyplot.subplots(layout="constrained")[1]
         epochs = self.history["epoch"]
         options: dict[str, Any] = {"marker": "." if len(epochs) < 30 else None}
         for column, label in (("train_accuracy", "train"), ("val_accuracy", "validation")):
             if column in self.history:
                 ax.plot(epochs, self.history[column], color=COLOURS[column], label=label, **options)
-        ax.set(xlabel="epoch", ylabel="accuracy", title=f"objective {self.objective}")
+        ax.set(xlabel="epoch", ylabel="accuracy")
+        ax.xaxis.get_major_locator().set_params(integer=True)
         loss_axis = ax.twinx()
         loss_axis.plot(
             epochs, self.history["loss"], "--", color=COLOURS["loss"], label="loss", **options
         )
         loss_axis.set_ylabel("training loss")
-        ax.legend(handles=[*ax.get_lines(), *loss_axis.get_lines()])
+        ax.legend(
+            handles=[*ax.get_lines(), *loss_axis.get_lines()],
+            title=f"objective {self.objective}",
+            loc="lower center",
+            bbox_to_anchor=(0.5, 1.0),
+            ncols=3,
+            frameon=False,
+        )
         return ax
 
     def __repr__(self) -> str:
