@@ -27,7 +27,7 @@ COLUMNS = 1024  # features that are centred and multiplied at a time
 # A float32 dot product is off by about this share of |c_i||c_j|; see `ClassGram.unresolved`.
 _DOT_ERROR = {torch.float32: 2.0**-21, torch.float64: 2.0**-50}
 _DISTANCE_TOLERANCE = 1e-5
-_NEAR = 2.0**-14  # rows of a squared norm below this share of |c_i|^2 are measured again
+_NEAR = 2.0**-8  # rows of a squared norm below this share of |c_i|^2 are measured again
 _FEW = 8  # candidates for the nearest that are measured by difference
 _MOST_NEAR = 256  # of them at the most: two tables of n float64 a row
 
@@ -300,12 +300,12 @@ class ClassGram:
         at = torch.arange(len(rows), device=self.device)
         self.centred_sq[rows] = tables[False][at, rows]
         self.raw_sq[rows] = tables[True][at, rows]
-        self._near = rows, tables
+        self._near = rows.tolist(), tables
 
     def _with_near_rows(self, dots: Tensor, rows: slice, cols: slice, raw: bool) -> Tensor:
         if self._near is not None:
             near, tables = self._near
-            for k, row in enumerate(near.tolist()):
+            for k, row in enumerate(near):
                 if rows.start <= row < rows.stop:
                     dots[row - rows.start] = tables[raw][k, cols]
                 if cols.start <= row < cols.stop:

@@ -59,7 +59,7 @@ def rank_sets(estimate: np.ndarray, draws: np.ndarray, level: float = 0.95) -> R
     Raises
     ------
     ValueError
-        ``level`` outside (0, 1), no half-sample, or shapes that do not fit.
+        ``level`` outside (0, 1), no half-sample, shapes that do not fit, or NaN.
 
     Notes
     -----
@@ -79,6 +79,11 @@ def rank_sets(estimate: np.ndarray, draws: np.ndarray, level: float = 0.95) -> R
         raise ValueError(f"level must be between 0 and 1; got {level}")
     if draws.ndim != 2 or len(draws) != len(estimate) or draws.shape[1] == 0:
         raise ValueError(f"draws must be ({len(estimate)}, R), R > 0; got {draws.shape}")
+    unscored = np.isnan(estimate) | np.isnan(draws).any(axis=1)
+    if unscored.any():
+        raise ValueError(
+            f"scores must not be NaN; got {unscored.sum()} of {len(estimate)} layers without"
+        )
     drawn = ranks(draws)
     tail = (1 - level) / 2
     lowest = np.quantile(drawn, tail, axis=1, method="inverted_cdf").astype(int)

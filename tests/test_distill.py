@@ -729,16 +729,20 @@ def test_validation_data_is_checked_before_training():
 
 
 def test_labels_that_a_data_set_keeps_are_checked_before_training():
-    data_set = TensorDataset(blobs()[0], blobs()[1])
-    data_set.targets = [0] * 49 + [7]
+    data_set = Dicts()
+    data_set.targets = [0] * (len(data_set) - 1) + [7]
     with pytest.raises(ValueError, match=r"got 0 ... 7"):
         run_mlp(data_set)
-
-
-def test_labels_that_come_later_are_checked_as_they_come():
     x, y = blobs()
     with pytest.raises(ValueError, match=r"train: labels must be 0 ... 2 .*; got 1 ... 3"):
         run_mlp(TensorDataset(x, y + 1))
+
+
+def test_labels_that_come_later_are_checked_as_they_come():
+    later = Dicts()
+    later.y = later.y + 1
+    with pytest.raises(ValueError, match=r"train: labels must be 0 ... 2 .*; got 1 ... 3"):
+        run_mlp(later)
 
 
 # ---- other arguments ----

@@ -21,7 +21,7 @@ from geomkd.draws import Draws
 from geomkd.gram import ClassGram
 
 NEIGHBOURS = 32  # nearest rows kept for half-samples: all are missed with probability 2^-32
-_ZERO_VARIANCE = 2.0**-98  # of the squared norm: what rounding a float64 mean leaves
+_ZERO_VARIANCE = 2.0**-88  # of the squared norm: what rounding a float64 mean leaves
 _ZERO_SHARE = 2.0**-18  # of the second moment about the class mean: float32 products give no less
 
 Parts = dict[str, Tensor]  # named intermediates, each (R,)
@@ -67,7 +67,7 @@ def _published_efficiency(
     rank = min(sum(draws.sizes), gram.dim)
     factor = torch.full_like(nu, (dataset_size / math.pi) ** (1 / rank))
     parts = {"nearest_other_class_distance": delta, "mean_norm": nu, "size_factor": factor}
-    return 2 * delta * inverse(nu) * factor, parts
+    return torch.where(nu > 0, 2 * delta / nu, 0.0) * factor, parts
 
 
 def _abs_cosines(gram: ClassGram, draws: Draws) -> list[tuple[Tensor, Tensor]]:
@@ -138,7 +138,8 @@ def _robust_efficiency(
     delta = torch.stack(delta).mean(dim=0)
     about = _about_the_mean(gram, draws)
     rms = ((about.sq * draws.member).sum(dim=0) / sum(draws.sizes)).sqrt() / gram.scale
-    return 2 * delta * inverse(rms), {"nearest_other_class_distance": delta, "rms_norm": rms}
+    parts = {"nearest_other_class_distance": delta, "rms_norm": rms}
+    return torch.where(rms > 0, 2 * delta / rms, 0.0), parts
 
 
 class _About(NamedTuple):

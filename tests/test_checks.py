@@ -1,0 +1,293 @@
+"""Errors of input: type and wording; and forms of input that must simply work."""
+
+import re
+
+import numpy as np
+import pytest
+import torch
+from oracle import clusters, values_of
+
+from geomkd import efficiency, information, knowledge_quality, separation
+from geomkd.checks import (
+    as_classes,
+    as_labels,
+    check_dataset_size,
+    check_definition,
+    check_int,
+)
+
+X, Y = (torch.from_numpy(t) for t in clusters(12, 4, 3))
+
+
+def with_value(value, rows):
+    x = X.clone()
+    x[rows, 1] = value
+    return x
+
+
+def half_scores(value):
+    scores = torch.eye(3)[Y]
+    scores[2, 0] = value
+    return scores
+
+
+FEATURES = {
+    "list": (X.tolist(), TypeError, "features must be a torch.Tensor or a numpy.ndarray; got list"),
+    "none": (None, TypeError, "features must be a torch.Tensor or a numpy.ndarray; got NoneType"),
+    "integer": (
+        X.long(),
+        TypeError,
+        "features must be float64, float32, float16 or bfloat16; got int64 (convert with .float())",
+    ),
+    "boolean": (
+        X.numpy() > 0,
+        TypeError,
+        "features must be float64, float32, float16 or bfloat16; got bool (convert with .float())",
+    ),
+    "complex": (
+        X.to(torch.complex64),
+        TypeError,
+        "features must be float64, float32, float16 or bfloat16; got complex64",
+    ),
+    "objects": (
+        X.numpy().astype(object),
+        TypeError,
+        "features must hold numbers torch knows; got a NumPy array of dtype object",
+    ),
+    "strings": (
+        X.numpy().astype(str),
+        TypeError,
+        "features must hold numbers torch knows; got a NumPy array of dtype <U32",
+    ),
+    "records": (
+        np.zeros(12, dtype=[("a", "f4")]),
+        TypeError,
+        "features must hold numbers torch knows; got a NumPy array of dtype [('a', '<f4')]",
+    ),
+    "long double": (
+        X.numpy().astype(np.longdouble),
+        TypeError,
+        f"features must hold numbers torch knows; got a NumPy array of dtype {np.dtype('g')}",
+    ),
+    "sparse": (
+        X.to_sparse(),
+        TypeError,
+        "features must be dense; got a tensor of layout torch.sparse_coo",
+    ),
+    "one axis": (X[:, 0], ValueError, "features must be (n, ...), at least 2-d; got shape (12,)"),
+    "no sample": (X[:0], ValueError, "features must not be empty; got shape (0, 4)"),
+    "no feature": (X[:, :0], ValueError, "features must not be empty; got shape (12, 0)"),
+    "nan": (
+        with_value(float("nan"), [5, 3]),
+        ValueError,
+        "features must be finite; got NaN or Inf in 2 of 12 rows, first in row 3",
+    ),
+    "inf": (
+        with_value(float("inf"), [11]),
+        ValueError,
+        "features must be finite; got NaN or Inf in 1 of 12 rows, first in row 11",
+    ),
+    "minus inf in half precision": (
+        with_value(-float("inf"), [0]).half(),
+        ValueError,
+        "features must be finite; got NaN or Inf in 1 of 12 rows, first in row 0",
+    ),
+}
+LABELS = {
+    "list": (Y.tolist(), TypeError, "labels must be a torch.Tensor or a numpy.ndarray; got list"),
+    "1-d floats": (Y.float(), TypeError, "1-d labels must be integers; got float32"),
+    "1-d booleans": (Y > 0, TypeError, "1-d labels must be integers; got bool"),
+    "complex": (
+        torch.zeros(12, 3, dtype=torch.complex64),
+        TypeError,
+        "labels must be integers or real scores; got complex64",
+    ),
+    "strings": (
+        Y.numpy().astype(str),
+        TypeError,
+        "labels must hold numbers torch knows; got a NumPy array of dtype <U21",
+    ),
+    "sparse": (
+        torch.eye(3)[Y].to_sparse(),
+        TypeError,
+        "labels must be dense; got a tensor of layout torch.sparse_coo",
+    ),
+    "one column": (
+        Y[:, None],
+        ValueError,
+        "labels must be (n,) integers or (n, C) scores with C >= 2; got shape (12, 1) of int64",
+    ),
+    "three axes": (
+        torch.zeros(12, 3, 2),
+        ValueError,
+        "labels must be (n,) integers or (n, C) scores with C >= 2; got shape (12, 3, 2) of float32",
+    ),
+    "no axis": (
+        torch.tensor(1),
+        ValueError,
+        "labels must be (n,) integers or (n, C) scores with C >= 2; got shape () of int64",
+    ),
+    "fewer": (Y[:11], ValueError, "labels must be as many as the features, n = 12; got 11"),
+    "none at all": (Y[:0], ValueError, "labels must be as many as the features, n = 12; got 0"),
+    "another device": (
+        Y.to("meta"),
+        ValueError,
+        "labels must be on the features' device, cpu; got meta",
+    ),
+    "nan scores": (
+        half_scores(float("nan")),
+        ValueError,
+        "label scores must be finite; got NaN or Inf",
+    ),
+    "inf scores": (
+        half_scores(float("inf")).numpy(),
+        ValueError,
+        "label scores must be finite; got NaN or Inf",
+    ),
+    "one class": (
+        Y * 0 + 7,
+        ValueError,
+        "at least 2 classes are needed; the labels hold 1: [7]",
+    ),
+    "lonely class": (
+        torch.tensor([0] * 5 + [1] * 6 + [-4]),
+        ValueError,
+        "every class needs at least 2 samples; got 1 of class -4",
+    ),
+    "lonely classes": (
+        torch.arange(12),
+        ValueError,
+        "every class needs at least 2 samples; got 1 of class 0, 1, 2, 3, 4, ...",
+    ),
+}
+
+
+@pytest.mark.parametrize("function", [knowledge_quality, separation, information, efficiency])
+@pytest.mark.parametrize("name", FEATURES)
+def test_features(name, function):
+    features, kind, message = FEATURES[name]
+    with pytest.raises(kind, match=f"^{re.escape(message)}$"):
+        function(features, Y[:0] if name == "no sample" else Y)
+
+
+@pytest.mark.parametrize("function", [knowledge_quality, separation, information, efficiency])
+@pytest.mark.parametrize("name", LABELS)
+def test_labels(name, function):
+    labels, kind, message = LABELS[name]
+    with pytest.raises(kind, match=f"^{re.escape(message)}$"):
+        function(X, labels)
+
+
+@pytest.mark.parametrize("function", [knowledge_quality, separation, information, efficiency])
+def test_definition(function):
+    message = r"^definition must be one of \('published', 'robust'\); got 'paper'$"
+    with pytest.raises(ValueError, match=message):
+        function(X, Y, definition="paper")
+
+
+@pytest.mark.parametrize("function", [knowledge_quality, efficiency])
+@pytest.mark.parametrize(
+    ("size", "kind", "message"),
+    [
+        (11, ValueError, "dataset_size must be at least the number of samples, n = 12; got 11"),
+        (-1, ValueError, "dataset_size must be at least the number of samples, n = 12; got -1"),
+        (
+            np.nan,
+            ValueError,
+            "dataset_size must be at least the number of samples, n = 12; got nan",
+        ),
+        (
+            np.inf,
+            ValueError,
+            "dataset_size must be at least the number of samples, n = 12; got inf",
+        ),
+        ("100", TypeError, "dataset_size must be a number; got str"),
+        (True, TypeError, "dataset_size must be a number; got bool"),
+        (torch.tensor(100), TypeError, "dataset_size must be a number; got Tensor"),
+    ],
+)
+def test_dataset_size(size, kind, message, function):
+    with pytest.raises(kind, match=f"^{re.escape(message)}$"):
+        function(X, Y, dataset_size=size)
+
+
+def test_small_checks():
+    assert check_definition("robust") == "robust"
+    assert check_dataset_size(None, 7) == 7.0
+    assert check_dataset_size(np.int64(8), 7) == check_dataset_size(8.0, 7) == 8.0
+    assert check_int(np.int32(3), "k", 1) == 3
+    with pytest.raises(ValueError, match=r"^k must be at least 1; got 0$"):
+        check_int(0, "k", 1)
+    for value, name in [(2.0, "float 2.0"), (True, "bool True"), ("2", "str '2'")]:
+        with pytest.raises(TypeError, match=f"^k must be an integer; got {name}$"):
+            check_int(value, "k", 1)
+
+
+def test_classes():
+    classes = as_classes(np.array([30, -2, 30, 30, -2], dtype=np.int16))
+    assert classes.index.tolist() == [1, 0, 1, 1, 0]
+    assert classes.sizes == [2, 3]
+    assert classes.names == [-2, 30]
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        np.eye(3)[Y.numpy()],
+        np.eye(3, dtype=bool)[Y.numpy()],
+        torch.eye(3)[Y].half(),
+        torch.eye(3)[Y].bfloat16() - 2,
+        torch.eye(3, dtype=torch.uint8)[Y],
+        Y.to(torch.uint8),
+        Y.numpy().astype(np.uint16),
+        Y.numpy().astype(np.uint64),
+        Y.numpy().astype(">i4"),
+        Y.numpy()[::-1][::-1],
+    ],
+    ids=lambda labels: f"{type(labels).__name__}-{labels.dtype}-{labels.ndim}d",
+)
+def test_forms_of_labels(labels):
+    got = as_labels(labels, 12)
+    assert got.dtype is torch.int64
+    assert torch.equal(got, Y)
+
+
+def read_only():
+    x = X.numpy().copy()
+    x.flags.writeable = False
+    return x
+
+
+@pytest.mark.parametrize(
+    "features",
+    [
+        read_only(),
+        X.numpy()[::-1, ::-1].copy()[::-1, ::-1],
+        np.asfortranarray(X.numpy()),
+        X.numpy().astype(">f4"),
+        X.numpy().repeat(2, axis=1)[:, ::2],
+        X.double().float().reshape(12, 2, 2).to(memory_format=torch.contiguous_format),
+        X.reshape(12, 2, 2, 1).to(memory_format=torch.channels_last),
+        X.t().contiguous().t(),
+        X.repeat_interleave(3, dim=0)[::3],
+        X.clone().requires_grad_(),
+        torch.nn.Parameter(X.clone()),
+    ],
+    ids=[
+        "read-only",
+        "negative strides",
+        "column order",
+        "big-endian",
+        "strided",
+        "map",
+        "channels last",
+        "transposed",
+        "rows apart",
+        "requires grad",
+        "parameter",
+    ],
+)
+def test_forms_of_features(features):
+    assert values_of(knowledge_quality(features, Y)) == pytest.approx(
+        values_of(knowledge_quality(X, Y)), rel=1e-6
+    )

@@ -1,0 +1,269 @@
+"""The Gram matrix and its readings, against direct computation in float64."""
+
+import numpy as np
+import pytest
+import torch
+from oracle import clusters
+
+from geomkd.arithmetic import exact_arithmetic, inverse, one_thread
+from geomkd.checks import as_classes
+from geomkd.gram import BLOCK, COLUMNS, ClassGram, column_slices, residual_gram
+
+
+@pytest.fixture(scope="module", params=[torch.float32, torch.float64], ids=str)
+def sample(request):
+    """Three blocks, classes that straddle them, two slices of columns, unsorted rows."""
+    x, _ = clusters(1200, COLUMNS + 50, 7, relu=True)
+    y = np.random.default_rng(0).choice(7, size=1200, p=[0.4, 0.3, 0.1, 0.1, 0.05, 0.04, 0.01])
+    x, y = torch.from_numpy(x).to(request.param), torch.from_numpy(y)
+    gram = ClassGram.of(x, y)
+    return gram, x.double()[gram.order], y[gram.order]
+
+
+def close(got, expected, tolerance=1e-6):
+    """Within a share of the largest value."""
+    torch.testing.assert_close(got, expected, rtol=0, atol=tolerance * float(expected.abs().max()))
+
+
+def test_rows_are_sorted_by_class(sample):
+    gram, _, labels = sample
+    assert torch.equal(labels, labels.sort().values)
+    assert gram.spans == [(int((labels < a).sum()), int((labels <= a).sum())) for a in range(7)]
+
+
+def test_norms(sample):
+    gram, x, labels = sample
+    centred = x - x.mean(dim=0)
+    means = torch.stack([x[labels == a].mean(dim=0) for a in range(7)])
+    close(gram.raw_sq, x.square().sum(dim=1), 1e-13)
+    close(gram.centred_sq, centred.square().sum(dim=1), 1e-12)
+    close(gram.residual_sq, (x - means[labels]).square().sum(dim=1), 1e-6)
+    assert gram.dim == x.shape[1]
+    assert torch.equal(gram.largest, x.abs().amax(dim=1))
+    assert not gram.zero_rows.any()
+
+
+@pytest.mark.parametrize("raw", [False, True])
+def test_class_dots(sample, raw):
+    gram, x, labels = sample
+    x = x if raw else x - x.mean(dim=0)
+    for a in range(7):
+        close(gram.class_dots(a, raw=raw), x[labels == a] @ x[labels == a].T)
+
+
+@pytest.mark.parametrize("raw", [False, True])
+def test_blocks_cover_the_upper_triangle_once(sample, raw):
+    gram, x, _ = sample
+    x = x if raw else x - x.mean(dim=0)
+    whole = x @ x.T
+    seen = torch.zeros(gram.n, gram.n)
+    for rows, cols, dots in gram.blocks(raw=raw):
+        assert dots.dtype is torch.float64
+        close(dots, whole[rows.rows, cols.rows])
+        seen[rows.rows, cols.rows] += 1
+        dots.zero_()  # a block belongs to who reads it
+    assert torch.equal(seen.triu(), torch.ones_like(seen).triu())
+    assert seen.max() == 1
+
+
+def test_reading_changes_nothing(sample):
+    gram, _, _ = sample
+    before = gram.upper.clone()
+    first = gram.nearest_other()
+    for a in range(7):
+        gram.class_dots(a, raw=True).zero_()
+        gram.class_residual_gram(a).zero_()
+    assert torch.equal(gram.upper, before)
+    assert all(map(torch.equal, gram.nearest_other(), first))
+
+
+def test_class_residual_gram(sample):
+    gram, x, labels = sample
+    for a in range(7):
+        own = x[labels == a] - x[labels == a].mean(dim=0)
+        square = gram.class_residual_gram(a)
+        close(square, own @ own.T)
+        parts = column_slices(own)
+        alone = residual_gram(lambda p=parts: p, len(own), gram.dtype, gram.device)
+        close(alone, own @ own.T)
+
+
+def test_forms(sample):
+    gram, x, _ = sample
+    weights = torch.rand(gram.n, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    unit = torch.nn.functional.normalize(x, dim=1)
+    expected = torch.einsum("ir,ij,jr->r", weights, (unit @ unit.T).abs(), weights)
+    close(gram.abs_cosine_form(weights), expected)
+    centred = x - x.mean(dim=0)
+    close(gram.dot_times(weights), centred @ (centred.T @ weights))
+
+
+def test_nearest_other(sample):
+    gram, x, labels = sample
+    distance = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist").square()
+    distance[labels[:, None] == labels] = torch.inf
+    for k in (1, 2, 5, 600):
+        value, at = gram.nearest_other(k)
+        expected = distance.topk(k, dim=1, largest=False).values
+        close(value, expected)
+        close(distance.gather(1, at), expected)
+
+
+def test_more_neighbours_than_other_samples():
+    x, _ = clusters(40, 6)
+    gram = ClassGram.of(torch.from_numpy(x), torch.tensor([0] * 35 + [1] * 5))
+    value, _ = gram.nearest_other(8)
+    assert value.isfinite().sum(dim=1).tolist() == [5] * 35 + [8] * 5
+
+
+def test_refine_and_measure():
+    """Distances that x^2 + y^2 - 2xy cannot give: a common offset, twins 1e-3 apart."""
+    rng = np.random.default_rng(1)
+    base = rng.standard_normal((700, 64)) + 100
+    twin = base + 1e-3 * rng.standard_normal((700, 64))
+    x = torch.from_numpy(np.concatenate([base, twin]).astype(np.float32))
+    gram = ClassGram.of(x, torch.tensor([0, 1]).repeat_interleave(700))
+    expected = (x[:700].double() - x[700:].double()).square().sum(dim=1).repeat(2)
+    value, at = gram.nearest_other(3)
+    assert (value[:, 0] / expected - 1).abs().max() > 0.01
+    rows = gram.unresolved(value[:, 0], at[:, 0], per_class=False)
+    assert torch.equal(rows, torch.arange(1400))
+    torch.testing.assert_close(gram.refine(rows), expected, rtol=1e-12, atol=0)
+    some = torch.tensor([1399, 2, 700])
+    torch.testing.assert_close(gram.refine(some), expected[some], rtol=1e-12, atol=0)
+    pairs = torch.tensor([[699, 0], [702, 2], [0, 5]])
+    differences = x[some].double()[:, None] - x[pairs].double()
+    measured = gram.measure(some, pairs)
+    torch.testing.assert_close(measured, differences.square().sum(dim=2), rtol=1e-12, atol=0)
+    few = gram.unresolved(value[:, 0], at[:, 0], per_class=True)
+    assert set(few.tolist()) <= set(rows.tolist())
+    assert gram.refine(few).min() == expected.min()
+
+
+def test_ordinary_features_are_resolved(sample):
+    gram, _, _ = sample
+    value, at = gram.nearest_other()
+    for per_class in (False, True):
+        assert len(gram.unresolved(value[:, 0], at[:, 0], per_class=per_class)) == 0
+
+
+def test_near_rows_are_exact_wherever_they_are_read():
+    x, y = clusters(1100, 30, 5, sep=3.0)
+    small = [0, 511, 512, 1000]
+    x[small] *= np.float32(1e-5)
+    x[700] = x.mean(axis=0) + np.float32(1e-4)
+    gram = ClassGram.of(torch.from_numpy(x), torch.from_numpy(y))
+    x = torch.from_numpy(x).double()[gram.order]
+    for raw in (True, False):
+        rows = x if raw else x - x.mean(dim=0)
+        unit = torch.nn.functional.normalize(rows, dim=1)
+        inverse_norm = inverse((gram.raw_sq if raw else gram.centred_sq).sqrt())
+        for p, q, dots in gram.blocks(raw=raw):
+            cosine = dots * inverse_norm[p.rows, None] * inverse_norm[q.rows]
+            torch.testing.assert_close(cosine, unit[p.rows] @ unit[q.rows].T, rtol=0, atol=1e-5)
+        for a, (s, e) in enumerate(gram.spans):
+            cosine = gram.class_dots(a, raw=raw) * inverse_norm[s:e, None] * inverse_norm[s:e]
+            torch.testing.assert_close(cosine, unit[s:e] @ unit[s:e].T, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("width", [1, 7, 100, 5000])
+def test_slices_of_any_width(width):
+    x, y = clusters(150, 333, 5, relu=True)
+    x, classes = torch.from_numpy(x), as_classes(y)
+    whole = ClassGram.of(x, torch.from_numpy(y))
+    sliced = ClassGram.from_columns(lambda: x.split(width, dim=1), classes, torch.float32)
+    assert sliced.dim == whole.dim == 333
+    for name in ("residual_sq", "centred_sq", "raw_sq"):
+        close(getattr(sliced, name), getattr(whole, name), 1e-6)
+    for a in range(5):
+        close(sliced.class_dots(a, raw=True), whole.class_dots(a, raw=True))
+
+
+def test_a_scale_that_the_columns_carry():
+    x, y = clusters(60, 20, 3)
+    x, classes = torch.from_numpy(x), as_classes(y)
+    gram = ClassGram.from_columns(lambda: column_slices(x, 0.25), classes, torch.float32, 0.25)
+    assert gram.scale == 0.25
+    far = ClassGram.from_columns(lambda: column_slices(x, 2.0**40), classes, torch.float32, 2.0**40)
+    near = ClassGram.of(x, torch.from_numpy(y))
+    close(far.raw_sq / far.scale**2, near.raw_sq)
+    close(gram.raw_sq / gram.scale**2, near.raw_sq)
+
+
+def test_column_slices_are_views_in_float32_at_least():
+    x = torch.randn(3, 2 * COLUMNS + 1, generator=torch.Generator().manual_seed(0))
+    pieces = list(column_slices(x))
+    assert [p.shape[1] for p in pieces] == [COLUMNS, COLUMNS, 1]
+    assert pieces[1].data_ptr() == x[:, COLUMNS:].data_ptr()
+    assert torch.equal(torch.cat(list(column_slices(x, 4.0)), 1), 4 * x)
+    for dtype, expected in [
+        (torch.float16, torch.float32),
+        (torch.bfloat16, torch.float32),
+        (torch.float64, torch.float64),
+    ]:
+        assert next(column_slices(x.to(dtype))).dtype is expected
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_features_that_are_not_finite_in_a_later_slice(bad):
+    x, y = clusters(30, 40, 3)
+    x[[4, 7], 35] = bad
+    pieces = torch.from_numpy(x).split(10, dim=1)
+    message = r"^features must be finite; got NaN or Inf in 2 of 30 rows, first in row 4$"
+    with pytest.raises(ValueError, match=message):
+        ClassGram.from_columns(lambda: pieces, as_classes(y), torch.float32)
+
+
+def test_memory_of_adding_a_slice():
+    """A centred copy of the slice and a few blocks of rows, nothing of n x d besides."""
+    n = 4 * BLOCK
+    x = torch.ones(n, COLUMNS)
+    gram = ClassGram(as_classes(torch.arange(n) % 4), torch.float32)
+    with torch.profiler.profile(profile_memory=True) as profile:
+        gram.add(x)
+    allocated, peak = 0, 0
+    for event in profile.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            allocated += event.nbytes()
+            peak = max(peak, allocated)
+    centred, block = 4 * n * COLUMNS, 8 * BLOCK * COLUMNS
+    assert centred < peak < centred + 4 * block
+
+
+@pytest.mark.parametrize("newer", [False, True], ids=["older interface", "newer interface"])
+def test_exact_arithmetic_restores_the_precision(newer):
+    flags = torch.backends.cuda.matmul
+    if newer and not hasattr(flags, "fp32_precision"):
+        pytest.skip("this torch has one interface only")
+    before = torch.get_float32_matmul_precision()
+    try:
+        if newer:
+            old, flags.fp32_precision = flags.fp32_precision, "tf32"
+        else:
+            torch.set_float32_matmul_precision("medium")
+        with pytest.raises(RuntimeError, match="inside"), exact_arithmetic(torch.device("meta")):
+            if hasattr(flags, "fp32_precision"):
+                assert flags.fp32_precision == "ieee"
+            assert not torch.is_grad_enabled()
+            raise RuntimeError("inside")
+        assert torch.is_grad_enabled()
+        if newer:
+            assert flags.fp32_precision == "tf32"
+        else:
+            assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        if newer:
+            flags.fp32_precision = old
+        torch.set_float32_matmul_precision(before)
+
+
+def test_one_thread_restores_the_number():
+    before = torch.get_num_threads()
+    with pytest.raises(KeyboardInterrupt), one_thread():
+        assert torch.get_num_threads() == 1
+        raise KeyboardInterrupt
+    assert torch.get_num_threads() == before
+
+
+def test_inverse():
+    assert inverse(torch.tensor([0.0, 4.0])).tolist() == [0.0, 0.25]

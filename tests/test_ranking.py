@@ -1,0 +1,116 @@
+"""Ranks, rank sets, spreads and the choice of layers, against counting by hand."""
+
+import numpy as np
+import pytest
+
+from geomkd.ranking import rank_sets, ranks, spread, top
+
+RNG = np.random.default_rng
+
+
+def test_ranks():
+    assert ranks(np.array([0.1, 3.0, 2.0])).tolist() == [3, 1, 2]
+    assert ranks(np.array([2.0, 1.0, 2.0, 0.0])).tolist() == [1, 3, 1, 4]
+    columns = np.array([[1.0, 5.0], [2.0, 4.0]])
+    assert ranks(columns).tolist() == [[2, 1], [1, 2]]
+
+
+def test_certain_order():
+    estimate = np.array([1.0, 3.0, 2.0])
+    draws = estimate[:, None] - 0.5 + RNG(0).uniform(-0.1, 0.1, (3, 50))
+    sets = rank_sets(estimate, draws)
+    assert sets.rank.tolist() == sets.lowest.tolist() == sets.highest.tolist() == [3, 1, 2]
+    assert sets.ties == [[], [], []]
+
+
+def test_order_that_is_not_certain():
+    """Layers 0 and 1 change places in 6 of 50 draws, layer 2 never moves."""
+    draws = np.tile([[3.0], [2.0], [1.0]], 50)
+    draws[0, :6] = 1.5
+    sets = rank_sets(np.array([3.0, 2.0, 1.0]), draws, level=0.95)
+    assert (sets.rank.tolist(), sets.lowest.tolist()) == ([1, 2, 3], [1, 1, 3])
+    assert sets.highest.tolist() == [2, 2, 3]
+    assert sets.ties == [[1], [0], []]
+    surer = rank_sets(np.array([3.0, 2.0, 1.0]), draws, level=0.7)
+    assert surer.highest.tolist() == [1, 2, 3]
+    assert surer.ties == [[], [], []]
+
+
+@pytest.mark.parametrize(("flips", "tied"), [(5, False), (6, True)])
+def test_tie_needs_more_than_its_share_of_flips(flips, tied):
+    draws = np.tile([[2.0], [1.0]], 100)
+    draws[0, :flips] = 0.0
+    sets = rank_sets(np.array([2.0, 1.0]), draws, level=0.95)
+    assert sets.ties == ([[1], [0]] if tied else [[], []])
+
+
+def test_central_share_of_the_ranks():
+    """The 2nd-lowest to the 2nd-highest of 50 ranks at 95 percent."""
+    draws = RNG(1).standard_normal((6, 50))
+    sets = rank_sets(np.zeros(6), draws, level=0.95)
+    drawn = np.sort([[1 + (column > s).sum() for s in column] for column in draws.T], axis=0)
+    assert sets.lowest.tolist() == drawn[1].tolist()
+    assert sets.highest.tolist() == drawn[-2].tolist()
+    assert (sets.lowest <= sets.highest).all()
+
+
+def test_equal_layers():
+    sets = rank_sets(np.ones(3), np.ones((3, 5)))
+    assert sets.rank.tolist() == [1, 1, 1]
+    assert sets.ties == [[], [], []]  # equal always, so never the other way
+
+
+@pytest.mark.parametrize("level", [0, 1, -0.5, 95, float("nan")])
+def test_level(level):
+    with pytest.raises(ValueError, match=f"^level must be between 0 and 1; got {level}$"):
+        rank_sets(np.ones(2), np.ones((2, 5)), level)
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (2, 0), (2,)])
+def test_shape_of_draws(shape):
+    with pytest.raises(ValueError, match=r"^draws must be \(2, R\), R > 0; got \("):
+        rank_sets(np.ones(2), np.ones(shape))
+
+
+def test_scores_that_are_no_numbers():
+    draws = np.ones((2, 5))
+    with pytest.raises(ValueError, match=r"^scores must not be NaN; got 1 of 2 layers without$"):
+        rank_sets(np.array([1.0, np.nan]), draws)
+    draws[0, 3] = np.nan
+    with pytest.raises(ValueError, match=r"^scores must not be NaN; got 1 of 2 layers without$"):
+        rank_sets(np.ones(2), draws)
+
+
+def test_spread_is_about_the_estimate():
+    draws = RNG(2).standard_normal((4, 200)) * 0.1 + 5
+    estimate = np.array([1.0, 2.0, 3.0, 4.0])
+    band = spread(estimate, draws, 0.9)
+    for row, own, expected in zip(draws, estimate, band, strict=True):
+        around = row - row.mean()
+        assert expected == pytest.approx(own + np.quantile(around, [0.05, 0.95]))
+    assert (band[:, 0] < estimate).all()
+    assert (band[:, 1] > estimate).all()
+
+
+def test_spread_of_a_skewed_score():
+    band = spread(np.array([0.0]), np.array([[0.0] * 9 + [10.0]]), level=0.8)
+    assert band == pytest.approx(np.array([[-1.0, 0.0]]))
+
+
+def test_top():
+    names = ["a", "b", "c", "d"]
+    assert top(names, np.array([0.1, 0.4, 0.2, 0.3]), 2) == ["b", "d"]
+    assert top(names, [1, 1, 1, 2], 2) == ["a", "d"]
+    assert top(names, [4, 3, 2, 1], 4) == names
+
+
+@pytest.mark.parametrize("k", [0, -1, 3])
+def test_top_of_too_many(k):
+    message = f"^k must be between 1 and the 2 layers to choose from; got {k}$"
+    with pytest.raises(ValueError, match=message):
+        top(["a", "b"], [1, 2], k)
+
+
+def test_top_needs_scores():
+    with pytest.raises(ValueError, match=r"needs a score to be selected by; NaN for \['b'\]$"):
+        top(["a", "b"], [1, np.nan], 1)
