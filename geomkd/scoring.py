@@ -18,12 +18,13 @@ from geomkd.draws import Draws
 from geomkd.gram import ClassGram, Columns, column_slices, residual_gram
 from geomkd.hooks import features_of
 from geomkd.layers import Layer, candidate_layers, describe_layers
-from geomkd.measures.quality import quality_from, spectrum_of, variance_floor
+from geomkd.measures.quality import quality_from
 from geomkd.memory import Plan, Stored, forward_bytes, parse_bytes, plan_of
 from geomkd.models import Forward, evaluating, unwrap
 from geomkd.pooling import check_pool, pooled
 from geomkd.sampling import Sample, to_device
 from geomkd.scores import LayerScores
+from geomkd.statistics import spectrum_of, variance_floor
 
 EXAMPLES = 2  # samples of the batch that tells the layers
 TERMS = ("separation", "information", "efficiency", "quality")

@@ -120,7 +120,8 @@ LABELS = {
     "three axes": (
         torch.zeros(12, 3, 2),
         ValueError,
-        "labels must be (n,) integers or (n, C) scores with C >= 2; got shape (12, 3, 2) of float32",
+        "labels must be (n,) integers or (n, C) scores with C >= 2; "
+        "got shape (12, 3, 2) of float32",
     ),
     "no axis": (
         torch.tensor(1),

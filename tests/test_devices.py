@@ -8,7 +8,7 @@ import torch
 from oracle import DEFINITIONS, clusters, values_of
 from torch._subclasses import FakeTensorMode
 
-from geomkd import efficiency, information, knowledge_quality, separation
+from geomkd import efficiency, information, knowledge_quality, separation, statistics
 from geomkd.arithmetic import exact_arithmetic
 from geomkd.checks import Classes
 from geomkd.draws import Draws
@@ -43,7 +43,7 @@ def fake_draws(kind, device):
 
 
 def test_mixing_is_noticed(elsewhere):
-    with pytest.raises(RuntimeError, match="found at least two devices|different devices"):
+    with pytest.raises(RuntimeError, match=r"found at least two devices|different devices"):
         torch.empty(3, device=elsewhere) + torch.empty(3)
 
 
@@ -106,12 +106,12 @@ def test_spectra_of_other_samples(elsewhere, kind, definition):
         else Draws.halves(larger, 3, 0, elsewhere)
     )
     spectra = [
-        quality.spectrum_of(
+        statistics.spectrum_of(
             torch.empty(m, m, dtype=torch.float64, device=elsewhere),
             of_entropy,
             a,
             gram.dim,
-            quality.variance_floor(gram, a),
+            statistics.variance_floor(gram, a),
         )
         for a, m in enumerate(larger)
     ]

@@ -133,8 +133,13 @@ def nearly_dead():
     return x, y
 
 
+def wider_than_a_draw():
+    return clusters(120, 100, 3)
+
+
 INPUTS = [
     ordinary,
+    wider_than_a_draw,
     over_blocks,
     offset,
     collapsed,
@@ -174,7 +179,7 @@ def test_the_whole_sample_is_the_result(definition):
 
 
 def test_draws_that_miss_the_kept_neighbours_keep_a_bound(monkeypatch):
-    monkeypatch.setattr("geomkd.measures.quality.NEIGHBOURS", 1)
+    monkeypatch.setattr("geomkd.statistics.NEIGHBOURS", 1)
     x, y = (torch.from_numpy(t) for t in ordinary())
     gram = ClassGram.of(x, y)
     draws = Draws.halves(gram.classes.sizes, 8, seed=0, device=gram.device)

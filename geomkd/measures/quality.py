@@ -8,21 +8,29 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from geomkd.arithmetic import exact_arithmetic, inverse, one_thread
+from geomkd.arithmetic import exact_arithmetic
 from geomkd.checks import check_dataset_size, check_definition
 from geomkd.draws import Draws
 from geomkd.gram import ClassGram
-
-NEIGHBOURS = 32  # nearest rows kept for half-samples: all are missed with probability 2^-32
-_ZERO_VARIANCE = 2.0**-88  # of the squared norm: what rounding a float64 mean leaves
-_ZERO_SHARE = 2.0**-18  # of the second moment about the class mean: float32 products give no less
+from geomkd.statistics import (
+    Spectrum,
+    about_the_mean,
+    abs_cosines,
+    class_spectra,
+    entropy_nats,
+    first_terms,
+    nearest_in_draws,
+    quantile,
+    signed_cosines,
+    terms_to,
+    trace,
+)
 
 Parts = dict[str, Tensor]  # named intermediates, each (R,)
 
@@ -33,7 +41,7 @@ Parts = dict[str, Tensor]  # named intermediates, each (R,)
 def _published_separation(gram: ClassGram, draws: Draws) -> tuple[Tensor, Parts]:
     """S = mean_a w_a - mean_{a != b} b_ab, of c_ij = |cos(x_i, x_j)|, i = j included."""
     c = gram.n_classes
-    within = torch.stack([mean for mean, _ in _abs_cosines(gram, draws)])
+    within = torch.stack([mean for mean, _ in abs_cosines(gram, draws)])
     every = gram.abs_cosine_form(draws.weights())  # sum over all ordered pairs of classes
     between = (every - within.sum(dim=0)) / (c * (c - 1))
     within = within.mean(dim=0)
@@ -44,11 +52,10 @@ def _published_information(
     gram: ClassGram, draws: Draws, spectra: list[Spectrum]
 ) -> tuple[Tensor, Parts]:
     """I = (1 - mean_a min c_ij) * mean_a H_a / log 5, H_a over the first K terms, K = sum_a k_a."""
-    least = torch.stack([low for _, low in _abs_cosines(gram, draws)]).mean(dim=0)
-    cap = max(1, max(spectrum.samples for spectrum in spectra) - 1)
-    k = torch.stack([_terms_to(s.shares, 0.95).clamp(max=cap) for s in spectra])
+    least = torch.stack([low for _, low in abs_cosines(gram, draws)]).mean(dim=0)
+    k = torch.stack([terms_to(s.shares, 0.95) for s in spectra])  # at most n_a - 1, the rank
     keep = k.sum(dim=0).unsqueeze(1)  # summed over classes, as published: bites on collapse
-    entropy = torch.stack([_entropy(_first(s.shares, keep)) for s in spectra]).mean(dim=0)
+    entropy = torch.stack([entropy_nats(first_terms(s.shares, keep)) for s in spectra]).mean(dim=0)
     parts = {
         "min_within_cosine": least,
         "class_entropy": entropy,
@@ -70,26 +77,13 @@ def _published_efficiency(
     return torch.where(nu > 0, 2 * delta / nu, 0.0) * factor, parts
 
 
-def _abs_cosines(gram: ClassGram, draws: Draws) -> list[tuple[Tensor, Tensor]]:
-    """Mean and minimum of |cos| within every class: a pair of (R,) a class."""
-    inverse_norm = inverse(gram.raw_sq.sqrt())
-    stats = []
-    for a, (s, e) in enumerate(gram.spans):
-        scale = inverse_norm[s:e]
-        cosine = gram.class_dots(a, raw=True).mul_(scale).mul_(scale.unsqueeze(1)).abs_()
-        parts = [(p.mean(dim=(1, 2)), p.amin(dim=(1, 2))) for _, p in draws.pairs(a, cosine)]
-        means, minima = zip(*parts, strict=True)
-        stats.append((torch.cat(means), torch.cat(minima)))
-    return stats
-
-
 # ---- the robust definition -----------------------------------------------------------------------
 
 
 def _robust_separation(gram: ClassGram, draws: Draws) -> tuple[Tensor, Parts]:
     """S = mean_a w_a - mean_{a != b} b_ab of signed cosines u_ij about the mean, w_a over i < j."""
     c = gram.n_classes
-    about = _about_the_mean(gram, draws)
+    about = about_the_mean(gram, draws)
     p = draws.weights() * about.inverse_norm
     mass = p.sum(dim=0)
     every = (
@@ -99,8 +93,8 @@ def _robust_separation(gram: ClassGram, draws: Draws) -> tuple[Tensor, Parts]:
     )
     diagonal, within = torch.zeros_like(every), torch.zeros_like(every)
     for a, m in enumerate(draws.sizes):
-        cosines = _signed_cosines(gram, draws, about, a)
-        sums = torch.cat([torch.stack([u.sum((1, 2)), _trace(u)], dim=1) for u in cosines])
+        cosines = signed_cosines(gram, draws, about, a)
+        sums = torch.cat([torch.stack([u.sum((1, 2)), trace(u)], dim=1) for u in cosines])
         diagonal += sums[:, 0] / m**2
         within += (sums[:, 0] - sums[:, 1]) / (m * (m - 1))
     between, within = (every - diagonal) / (c * (c - 1)), within / c
@@ -111,17 +105,17 @@ def _robust_information(
     gram: ClassGram, draws: Draws, spectra: list[Spectrum]
 ) -> tuple[Tensor, Parts]:
     """I = mean_a (1 - q_a) / 2 * mean_a H_a / log min(n_a - 1, d), q_a the 5 % quantile of u_ij."""
-    about = _about_the_mean(gram, draws)
+    about = about_the_mean(gram, draws)
     low = []
     for a, m in enumerate(draws.sizes):
         i, j = torch.triu_indices(m, m, 1, device=gram.device)
-        cosines = _signed_cosines(gram, draws, about, a)
-        low.append(torch.cat([_quantile(u[:, i, j], 0.05) for u in cosines]))
+        cosines = signed_cosines(gram, draws, about, a)
+        low.append(torch.cat([quantile(u[:, i, j], 0.05) for u in cosines]))
     low = torch.stack(low).mean(dim=0)
     shares = []
     for spectrum in spectra:
         most = math.log(max(1, min(spectrum.samples - 1, gram.dim)))
-        shares.append(_entropy(spectrum.shares) / most if most else torch.zeros_like(low))
+        shares.append(entropy_nats(spectrum.shares) / most if most else torch.zeros_like(low))
     entropy = torch.stack(shares).mean(dim=0)
     return (1 - low) / 2 * entropy, {"low_within_cosine": low, "class_entropy": entropy}
 
@@ -132,150 +126,17 @@ def _robust_efficiency(
     """E = 2 mean_a median_i min_j |x_i - x_j| / sqrt(mean_i |x_i|^2); no term in N."""
     distance = nearest.sqrt() / gram.scale
     delta = [
-        _quantile(distance[s:e].T.gather(1, chosen), 0.5)
+        quantile(distance[s:e].T.gather(1, chosen), 0.5)
         for (s, e), chosen in zip(gram.spans, draws.of_class, strict=True)
     ]
     delta = torch.stack(delta).mean(dim=0)
-    about = _about_the_mean(gram, draws)
+    about = about_the_mean(gram, draws)
     rms = ((about.sq * draws.member).sum(dim=0) / sum(draws.sizes)).sqrt() / gram.scale
     parts = {"nearest_other_class_distance": delta, "rms_norm": rms}
     return torch.where(rms > 0, 2 * delta / rms, 0.0), parts
 
 
-class _About(NamedTuple):
-    """What moves dot products to the mean of a draw: x_i.x_j - shift_i - shift_j + offset."""
-
-    shift: Tensor
-    offset: Tensor
-    sq: Tensor
-    inverse_norm: Tensor
-
-
-def _about_the_mean(gram: ClassGram, draws: Draws) -> _About:
-    if draws.whole:  # already centred
-        shift = torch.zeros_like(gram.centred_sq).unsqueeze(1)
-        offset = shift[0]
-    else:
-        mean = draws.member.double() / sum(draws.sizes)
-        shift = gram.dot_times(mean)
-        offset = (mean * shift).sum(dim=0)
-    sq = (gram.centred_sq.unsqueeze(1) - 2 * shift + offset).clamp(min=0)
-    # No direction at the mean, or where all rows are equal but for the mean's rounding: cosine 0.
-    at_mean = sq <= torch.maximum(1e-12 * sq.mean(dim=0), _ZERO_VARIANCE * gram.raw_sq.mean())
-    return _About(shift, offset, sq, inverse(sq.masked_fill(at_mean, 0.0).sqrt()))
-
-
-def _signed_cosines(gram: ClassGram, draws: Draws, about: _About, a: int) -> Iterator[Tensor]:
-    """Cosines about the draw's mean within class ``a``, (r, m, m), a few draws at a time."""
-    s, e = gram.spans[a]
-    chosen = draws.of_class[a]
-    shift = about.shift[s:e].T.gather(1, chosen)
-    scale = about.inverse_norm[s:e].T.gather(1, chosen)
-    for r, dots in draws.pairs(a, gram.class_dots(a)):
-        moved = dots - shift[r].unsqueeze(2) - shift[r].unsqueeze(1) + about.offset[r, None, None]
-        yield moved * scale[r].unsqueeze(2) * scale[r].unsqueeze(1)
-
-
-# ---- shared --------------------------------------------------------------------------------------
-
-
-class Spectrum(NamedTuple):
-    """One class's spectrum in R draws.
-
-    Attributes
-    ----------
-    shares : Tensor, shape (R, min(m, d))
-        Squared singular values about the class mean over their sum, falling; 0 without variance.
-    samples : int
-        Samples of the class in a draw, m.
-    """
-
-    shares: Tensor
-    samples: int
-
-
-def spectrum_of(square: Tensor, draws: Draws, a: int, dim: int, floor: Tensor) -> Spectrum:
-    """Spectrum of class ``a`` from its (n_a, n_a) Gram matrix; a sum below ``floor`` is none."""
-    shares = [_shares(part, dim, floor) for _, part in draws.pairs(a, square)]
-    return Spectrum(torch.cat(shares), draws.sizes[a])
-
-
-def variance_floor(gram: ClassGram, a: int) -> Tensor:
-    """Sum of squares that rounding alone leaves about the mean of class ``a``."""
-    s, e = gram.spans[a]
-    return _ZERO_VARIANCE * gram.raw_sq[s:e].sum()
-
-
-def class_spectra(gram: ClassGram, draws: Draws) -> list[Spectrum]:
-    """Spectrum of every class about its own mean, from the diagonal blocks."""
-    return [
-        spectrum_of(gram.class_residual_gram(a), draws, a, gram.dim, variance_floor(gram, a))
-        for a in range(gram.n_classes)
-    ]
-
-
-def nearest_in_draws(gram: ClassGram, draws: Draws, definition: str) -> Tensor:
-    """Squared distance of every row to its nearest of another class, (n, R); inf outside a draw."""
-    if draws.whole:
-        value, at = gram.nearest_other()
-        value, at = value[:, 0], at[:, 0]
-        rows = gram.unresolved(value, at, per_class=definition == "published")
-        if len(rows):
-            value[rows] = gram.refine(rows)
-        return value.unsqueeze(1)
-    k = min(NEIGHBOURS, gram.n - min(gram.classes.sizes))
-    value, at = gram.nearest_other(k)
-    rows = gram.unresolved(value[:, 0], at[:, 0], per_class=False)
-    if len(rows):
-        value[rows] = gram.measure(rows, at[rows]).masked_fill(value[rows].isinf(), torch.inf)
-    farthest = value.amax(dim=1)  # a bound, where a draw has missed every neighbour kept
-    columns = []
-    for member in draws.member.T:
-        least = value.masked_fill(~member[at], torch.inf).amin(dim=1)
-        columns.append(torch.minimum(least, farthest).masked_fill_(~member, torch.inf))
-    return torch.stack(columns, dim=1)
-
-
-def _shares(block: Tensor, dim: int, floor: Tensor) -> Tensor:
-    """Eigenvalues over their sum of (r, m, m) Gram matrices, centred here, falling."""
-    floor = torch.maximum(floor, _ZERO_SHARE * _trace(block).unsqueeze(1))
-    row = block.mean(dim=2, keepdim=True)
-    block = block - row - row.transpose(1, 2) + row.mean(dim=1, keepdim=True)
-    with one_thread():
-        values = torch.linalg.eigvalsh(block)
-    values = values.flip(1)[:, : min(block.shape[1], dim)].clamp(min=0)
-    total = values.sum(dim=1, keepdim=True)
-    return torch.where(total > floor, values / total, 0.0)
-
-
-def _terms_to(shares: Tensor, share: float) -> Tensor:
-    """Smallest number of leading terms that hold ``share`` of the whole; 1 without variance."""
-    terms = (shares.cumsum(dim=1) < share).sum(dim=1) + 1
-    return torch.where(shares.sum(dim=1) > 0, terms, 1)
-
-
-def _first(shares: Tensor, keep: Tensor) -> Tensor:
-    kept = shares * (torch.arange(shares.shape[1], device=shares.device) < keep)
-    total = kept.sum(dim=1, keepdim=True)
-    return torch.where(total > 0, kept / total, 0.0)
-
-
-def _entropy(p: Tensor) -> Tensor:
-    return -torch.xlogy(p, p).sum(dim=1)
-
-
-def _quantile(x: Tensor, q: float) -> Tensor:
-    """Quantile of each row with linear interpolation, by selection (no size limit, no sort)."""
-    place = q * (x.shape[1] - 1)
-    low = math.floor(place)
-    high = min(low + 1, x.shape[1] - 1)
-    below, above = x.kthvalue(low + 1, dim=1).values, x.kthvalue(high + 1, dim=1).values
-    return below + (place - low) * (above - below)
-
-
-def _trace(u: Tensor) -> Tensor:
-    return u.diagonal(dim1=1, dim2=2).sum(dim=1)
-
+# ---- both ----------------------------------------------------------------------------------------
 
 _SEPARATION = {"published": _published_separation, "robust": _robust_separation}
 _INFORMATION = {"published": _published_information, "robust": _robust_information}
@@ -541,7 +402,7 @@ def _warn_of_rows_without_direction(gram: ClassGram, definition: str, stacklevel
     if definition == "published":
         count, what = int(gram.zero_rows.sum()), "are zero"
     else:
-        about = _about_the_mean(gram, Draws.all_of(gram.classes.sizes, gram.device))
+        about = about_the_mean(gram, Draws.all_of(gram.classes.sizes, gram.device))
         count, what = int((about.inverse_norm == 0).sum()), "equal the mean of all rows"
     if count:
         warnings.warn(
