@@ -251,6 +251,7 @@ def _written(
             "student_seeds": sorted({seed for _, seed, _ in runs}),
             "lr": LR,
             "batch_size": BATCH_SIZE,
+            "threads": 1,
             "scores": scores.settings,
         },
         "seconds": round(seconds, 1),
