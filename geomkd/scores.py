@@ -26,7 +26,15 @@ if TYPE_CHECKING:
 
 FORMAT = "geomkd.LayerScores/1"
 # What NumPy, zipfile and json raise at files that are damaged or not theirs.
-_UNREADABLE = (KeyError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error)
+_UNREADABLE = (
+    AttributeError,
+    KeyError,
+    ValueError,
+    TypeError,
+    EOFError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -201,7 +209,8 @@ class LayerScores:
         import pandas as pd
 
         try:
-            with np.load(path, allow_pickle=False) as stored:
+            # Opened here: of a file that is not whole NumPy would leave its own handle open.
+            with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
                 header = json.loads(stored["header"].tobytes())
                 draws = {
                     key.removeprefix("draws_"): stored[key] for key in stored if key != "header"

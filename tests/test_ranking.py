@@ -114,3 +114,17 @@ def test_top_of_too_many(k):
 def test_top_needs_scores():
     with pytest.raises(ValueError, match=r"needs a score to be selected by; NaN for \['b'\]$"):
         top(["a", "b"], [1, np.nan], 1)
+
+
+@pytest.mark.parametrize(
+    ("lost", "lowest_of_other", "tied"), [(2, 2, False), (3, 1, False), (5, 1, False), (6, 1, True)]
+)
+def test_rank_sets_are_central_and_ties_need_more_flips_than_the_level_leaves(
+    lost, lowest_of_other, tied
+):
+    draws = np.ones((2, 100)) * [[2.0], [1.0]]
+    draws[0, :lost] = 0.0
+    sets = rank_sets(np.array([2.0, 1.0]), draws, level=0.95)
+    assert sets.highest.tolist() == [3 - lowest_of_other, 2]
+    assert sets.lowest.tolist() == [1, lowest_of_other]
+    assert sets.ties == ([[1], [0]] if tied else [[], []])

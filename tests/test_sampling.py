@@ -479,7 +479,11 @@ NO_PAIR = r"data must be a pair \(inputs, labels\) of tensors; got \({}\)"
         ([X, X, Y], TypeError, NO_PAIR.format("Tensor, Tensor, Tensor")),
         (iter([X]), TypeError, r"a batch must be \(inputs, labels\) or a mapping; got Tensor"),
         (iter([(X,)]), ValueError, r"a batch must be \(inputs, labels\); got 1 item"),
-        (Items(label=str), TypeError, "labels must hold numbers torch knows; got a NumPy array of dtype <U"),
+        (
+            Items(label=str),
+            TypeError,
+            "labels must hold numbers torch knows; got a NumPy array of dtype <U",
+        ),
         (
             [(X[:2], ["a", "b"])],
             TypeError,

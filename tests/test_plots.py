@@ -1,0 +1,92 @@
+"""Pictures: what is drawn, where, and that nothing is shown."""
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import pytest
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+from geomkd.plots import plot_accuracy, plot_layers
+
+TERMS = ("separation", "information", "efficiency", "quality")
+FRAME = pd.DataFrame(
+    {"layer": ["a", "b", "c"]} | {t: np.arange(3.0) + i + 1 for i, t in enumerate(TERMS)}
+)
+
+
+@pytest.fixture(autouse=True)
+def no_window(monkeypatch):
+    def refuse(*args, **options):
+        raise AssertionError("a picture was shown")
+
+    monkeypatch.setattr(plt, "show", refuse)
+    yield
+    plt.close("all")
+
+
+def texts(legend):
+    return [text.get_text() for text in legend.get_texts()]
+
+
+def test_layers_lines_bands_and_marks():
+    bands = {"quality": np.array([[3.5, 4.5], [4.5, 5.5], [5.5, 6.5]])}
+    ax = plot_layers(FRAME, bands, ["b", "c"], level=0.9)
+    labels = [f"{term} ({term[0].upper()})" for term in TERMS]
+    assert texts(ax.get_legend()) == ["selected", *labels]
+    assert ax.get_legend().get_title().get_text() == "bands: 90 %\nsubsampling spread"
+    for line, term in zip(ax.get_lines(), TERMS, strict=True):
+        assert list(line.get_xdata()) == [0, 1, 2]
+        assert list(line.get_ydata()) == list(FRAME[term])
+    assert len({line.get_color() for line in ax.get_lines()}) == 4
+    assert len({line.get_marker() for line in ax.get_lines()}) == 4
+    (band,) = ax.collections
+    assert band.get_datalim(ax.transData).intervaly.tolist() == [3.5, 6.5]
+    assert [p.get_x() + p.get_width() / 2 for p in ax.patches] == pytest.approx([1, 2])
+    assert ax.get_ylim()[0] == 0.0
+    ax.figure.canvas.draw()
+
+
+def test_layers_into_given_axes():
+    _, ax = plt.subplots()
+    assert plot_layers(FRAME, {}, [], ax=ax) is ax
+    assert plt.get_fignums() == [1]
+    assert len(ax.collections) == len(ax.patches) == 0
+    assert ax.get_legend().get_title().get_text() == ""
+
+
+def test_layers_below_zero_are_seen():
+    frame = FRAME.assign(separation=[-1.0, 0.0, 1.0])
+    assert plot_layers(frame, {}, []).get_ylim()[0] < -1
+
+
+def test_own_figure_is_wide_enough_for_the_names():
+    many = pd.concat([FRAME] * 10, ignore_index=True)
+    widths = [plot_layers(f, {}, []).figure.get_figwidth() for f in (FRAME, many)]
+    assert widths[0] == 7.5 and widths[1] > 15
+
+
+def test_accuracy_is_mean_and_deviation_of_the_runs():
+    curves = {
+        "features": [np.array([0.2, 0.4]), np.array([0.4, 0.8])],
+        "labels": [np.array([0.1, 0.5])],
+    }
+    ax = plot_accuracy(curves, name="test accuracy")
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("epoch", "test accuracy (%)")
+    first, second = ax.get_lines()
+    assert list(first.get_xdata()) == [1, 2]
+    assert first.get_ydata() == pytest.approx([30, 60])
+    assert second.get_ydata() == pytest.approx([10, 50])
+    assert first.get_linestyle() != second.get_linestyle()
+    deviation = 20 * np.sqrt(2)  # of 40 and 80 with ddof = 1
+    assert texts(ax.get_legend()) == [f"features: 60.0 ± {deviation:.1f}", "labels: 50.0 ± 0.0"]
+    assert ax.get_legend().get_title().get_text() == "last epoch, mean ± SD of 1/2 seeds"
+    band = ax.collections[0].get_datalim(ax.transData).intervaly
+    assert band == pytest.approx([30 - deviation / 2, 60 + deviation])
+
+
+def test_accuracy_into_given_axes():
+    _, ax = plt.subplots()
+    assert plot_accuracy({"a": [np.array([0.5])]}, ax=ax) is ax
+    assert plt.get_fignums() == [1] and ax.get_ylabel() == "accuracy (%)"
