@@ -236,6 +236,7 @@ def test_what_is_saved_is_loaded(scores, tmp_path):
     assert path == tmp_path / "a.scores" and list(tmp_path.iterdir()) == [path]
     loaded = LayerScores.load(path)
     pd.testing.assert_frame_equal(loaded.to_frame(), scores.to_frame())
+    assert list(loaded.to_frame()["shape"]) == [(4, 6, 6), (144,), (4,)]
     assert loaded.settings == scores.settings
     assert list(loaded.draws) == list(scores.draws)
     for name in TERMS:
