@@ -291,7 +291,8 @@ class ClassGram:
         ``c_i.c_j`` is off by a share of ``|c_i||c_j|``, which may exceed ``|x_i||x_j|``. At most
         256 rows, of n products in float64 each; costs two more readings of the columns.
         """
-        share = torch.minimum(self.raw_sq, self.centred_sq) / self.residual_sq
+        raw_sq = self.raw_sq.masked_fill(self.zero_rows, torch.inf)  # cosine 0 as it is
+        share = torch.minimum(raw_sq, self.centred_sq) / self.residual_sq
         share.masked_fill_(self.residual_sq == 0, torch.inf)
         rows = share.argsort()[: int((share < _NEAR).sum().clamp(max=_MOST_NEAR))]
         if not len(rows):

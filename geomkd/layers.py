@@ -184,8 +184,8 @@ def describe_layers(
     >>> describe_layers(model, ["0"], torch.zeros(2, 3))
     [Layer(name='0', kind='vector', shape=(4,), role='named')]
     """
-    modules = modules_by_name(model)
-    targets = {name: target_of(name, modules) for name in check_names(names)}
+    modules, names = modules_by_name(model), check_names(names)
+    targets = {name: target_of(name, modules) for name in names}
     blocks = _blocks(modules)
     events = _run(model, example_input, forward, blocks)
     roles = _roles(events, blocks)

@@ -104,7 +104,7 @@ def plan_of(
     if budget < least:
         raise ValueError(
             f"memory must be at least {math.ceil(least / 1e6)} MB for {n} samples of this model "
-            f"(fewer samples need less); got {budget / 1e6:.4g} MB"
+            f"(fewer samples need less, more memory is faster); got {budget / 1e6:.4g} MB"
         )
     share = min((budget - fixed) // 4, budget - least + per_sample)
     batch_size = int(max(1, min(BATCH, n, share // per_sample)))

@@ -5,8 +5,6 @@ from __future__ import annotations
 import html
 import json
 import os
-import zipfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,16 +23,7 @@ if TYPE_CHECKING:
     By = str | Callable[[pd.DataFrame], Any]
 
 FORMAT = "geomkd.LayerScores/1"
-# What NumPy, zipfile and json raise at files that are damaged or not theirs.
-_UNREADABLE = (
-    AttributeError,
-    KeyError,
-    ValueError,
-    TypeError,
-    EOFError,
-    zipfile.BadZipFile,
-    zlib.error,
-)
+TERMS = ("separation", "information", "efficiency", "quality")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -75,15 +64,14 @@ class LayerScores:
         """Make scores of (stored layer, values, draws) as `score_layers` has them."""
         import pandas as pd
 
-        terms = ("separation", "information", "efficiency", "quality")
         records = []
         for depth, (stored, values, _) in enumerate(rows):
             layer = stored.layer
             record = {"layer": layer.name, "depth": depth, "kind": layer.kind, "role": layer.role}
             record |= {"shape": layer.shape, "n": settings["samples"], "dim": stored.dim}
-            record |= {name: values[name] for name in terms}
-            records.append(record | {k: v for k, v in values.items() if k not in terms})
-        draws = {name: np.array([drawn[name] for *_, drawn in rows], dtype=float) for name in terms}
+            record |= {name: values[name] for name in TERMS}
+            records.append(record | {k: v for k, v in values.items() if k not in TERMS})
+        draws = {name: np.array([drawn[name] for *_, drawn in rows], dtype=float) for name in TERMS}
         return cls(pd.DataFrame(records), draws, settings)
 
     def to_frame(self) -> pd.DataFrame:
@@ -208,20 +196,19 @@ class LayerScores:
         """Read what `save` wrote; ``ValueError`` for any other file."""
         import pandas as pd
 
-        try:
-            # Opened here: of a file that is not whole NumPy would leave its own handle open.
-            with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
-                header = json.loads(stored["header"].tobytes())
-                draws = {
-                    key.removeprefix("draws_"): stored[key] for key in stored if key != "header"
-                }
-            if header["format"] != FORMAT:
-                raise ValueError(f"its format is {header['format']!r}")
-            frame = pd.DataFrame(header["columns"])
-            frame["shape"] = [tuple(shape) for shape in frame["shape"]]
-            return cls(frame, draws, header["settings"])
-        except _UNREADABLE as error:
-            raise ValueError(f"{path} does not hold {FORMAT}: {error}") from None
+        # Opened here: of a file that is not whole NumPy would leave its own handle open.
+        with open(path, "rb") as file:
+            try:
+                with np.load(file, allow_pickle=False) as stored:
+                    header = json.loads(stored["header"].tobytes())
+                    if header["format"] != FORMAT:
+                        raise ValueError(f"its format is {header['format']!r}")
+                    draws = {name: stored[f"draws_{name}"] for name in TERMS}
+                frame = pd.DataFrame(header["columns"])
+                frame["shape"] = [tuple(shape) for shape in frame["shape"]]
+                return cls(frame, draws, header["settings"])
+            except Exception as error:  # what zipfile and NumPy raise at damaged bytes has no end
+                raise ValueError(f"{path} does not hold {FORMAT}: {error}") from None
 
     def _drawn(self, by: By) -> np.ndarray | None:
         """Scores in the half-samples: a stored column, or the function on each one's frame."""

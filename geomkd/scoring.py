@@ -23,11 +23,10 @@ from geomkd.memory import Plan, Stored, forward_bytes, parse_bytes, plan_of
 from geomkd.models import Forward, evaluating, unwrap
 from geomkd.pooling import check_pool, pooled
 from geomkd.sampling import Sample, to_device
-from geomkd.scores import LayerScores
-from geomkd.statistics import spectrum_of, variance_floor
+from geomkd.scores import TERMS, LayerScores
+from geomkd.statistics import about_the_mean, spectrum_of, variance_floor
 
 EXAMPLES = 2  # samples of the batch that tells the layers
-TERMS = ("separation", "information", "efficiency", "quality")
 
 
 def score_layers(
@@ -103,6 +102,11 @@ def score_layers(
     TypeError, ValueError
         What is wrong with the model, data, labels or an option; a layer's features are not finite;
         ``memory`` is too small (the message says what the least is).
+
+    Warns
+    -----
+    UserWarning
+        Feature rows of a layer that have no direction, once a layer with their number.
 
     Notes
     -----
@@ -317,10 +321,14 @@ class _Job:
     def _scores(
         self, stored: Stored, gram: ClassGram, squares: list[Tensor]
     ) -> tuple[dict[str, float], dict[str, list[float]]]:
-        if int(gram.zero_rows.sum()):
+        count, what = int(gram.zero_rows.sum()), "are zero"
+        if self.definition == "robust":
+            about = about_the_mean(gram, Draws.all_of(gram.classes.sizes, gram.device))
+            count, what = int((about.inverse_norm == 0).sum()), "equal the mean of all rows"
+        if count:
             warnings.warn(
-                f"layer {stored.layer.name!r}: {int(gram.zero_rows.sum())} of {gram.n} feature "
-                "rows are zero: their cosines are taken as 0",
+                f"layer {stored.layer.name!r}: {count} of {gram.n} feature rows {what}: "
+                "their cosines are taken as 0",
                 stacklevel=5,
             )
         sizes = [len(square) for square in squares] or gram.classes.sizes

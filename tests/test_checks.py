@@ -78,9 +78,9 @@ FEATURES = {
     "no sample": (X[:0], ValueError, "features must not be empty; got shape (0, 4)"),
     "no feature": (X[:, :0], ValueError, "features must not be empty; got shape (12, 0)"),
     "nan": (
-        with_value(float("nan"), [5, 3]),
+        with_value(float("nan"), [3, 2]),
         ValueError,
-        "features must be finite; got NaN or Inf in 2 of 12 rows, first in row 3",
+        "features must be finite; got NaN or Inf in 2 of 12 rows, first in row 2",
     ),
     "inf": (
         with_value(float("inf"), [11]),

@@ -127,10 +127,15 @@ def small_rows():
 
 def nearly_dead():
     """Most samples of a class are alike, so that some half-samples of it hold no variance."""
-    x, _ = clusters(60, 30, 3)
-    y = np.repeat([0, 1, 2], 20)
-    x[:18] = x[0]
+    x, _ = clusters(100, 30, 5)
+    y = np.repeat(np.arange(5), 20)
+    alike = np.arange(100) % 20 < 18
+    x[alike] = x[y[alike] * 20]
     return x, y
+
+
+def more_features_than_samples():
+    return clusters(60, 40, 5)
 
 
 def wider_than_a_draw():
@@ -148,6 +153,7 @@ INPUTS = [
     near_duplicates,
     small_rows,
     nearly_dead,
+    more_features_than_samples,
 ]
 
 

@@ -108,6 +108,15 @@ def wide_twins_beside_a_collapsed_class(seed):
     return x.astype(np.float32), np.repeat([0, 1, 2], [60, 60, 30])
 
 
+def collapsed_classes_side_by_side():
+    """Two classes without spread an ulp apart, far from the mean: float64 norms cancel too."""
+    x, y = clusters(90, 20, 3)
+    x = np.float32([[1.0], [1.0], [1e5]])[y] * np.abs(x[y])
+    x[y == 1] = x[0]
+    x[y == 1, 0] = np.nextafter(x[0, 0], np.float32(np.inf))
+    return x, y
+
+
 def small_rows(size):
     """A few samples far smaller than the others of their class."""
     x, y = clusters(200, 40, 4, relu=True, sep=2.0)
@@ -193,6 +202,7 @@ INPUTS = {
     "columns_of_many_sizes": columns_of_many_sizes,
     "zero_variance": zero_variance,
     "collapsed": lambda: collapsed(np.float32),
+    "collapsed_side_by_side": collapsed_classes_side_by_side,
     "collapsed_double": lambda: collapsed(np.float64),
     "unsorted": lambda: labelled(lambda y: y),
     "negative_labels": lambda: labelled(lambda y: -7 * y - 1),
@@ -267,6 +277,16 @@ def test_zero_rows_have_cosine_0_and_one_warning(definition):
     else:
         q = knowledge_quality(x, y, definition=definition)  # zero is no special place there
     assert_close(values_of(q), expected, rel=1e-5)
+
+
+def test_more_zero_rows_than_are_measured_again():
+    """They must not take the place of small rows, nor be anything but 0 themselves."""
+    x, y = clusters(900, 24, 3, relu=True, sep=2.0)
+    x[np.flatnonzero(y == 0)[:290]] = 0
+    x[[1, 2]] *= np.float32(1e-5)
+    with pytest.warns(UserWarning, match=r"^290 of 900 feature rows are zero"):
+        q = knowledge_quality(x, y)
+    assert_close(values_of(q), reference(x, y), rel=1e-5)
 
 
 @both

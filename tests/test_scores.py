@@ -1,6 +1,7 @@
 """LayerScores: its table, ranks, choice of layers, file and picture."""
 
 import json
+import os
 import zipfile
 
 import matplotlib
@@ -315,6 +316,7 @@ SPOILS = {
     "empty": lambda path: path.write_bytes(b""),
     "text": lambda path: path.write_text("layer,quality\nfc,1.0\n"),
     "other format": lambda path: rewrite(path, header_of(path) | {"format": "other/1"}),
+    "no half-samples": lambda path: rewrite(path, header_of(path)),
     "no columns": lambda path: rewrite(path, {"format": "geomkd.LayerScores/1"}),
     "list": lambda path: rewrite(path, [1]),
 }
@@ -326,6 +328,44 @@ def test_other_files_are_refused(spoil, tmp_path):
     SPOILS[spoil](path)
     with pytest.raises(ValueError, match=r"a does not hold geomkd.LayerScores/1"):
         LayerScores.load(path)
+
+
+def test_damage_anywhere_is_refused_or_harmless(tmp_path):
+    scores, rng = made(jumping()), np.random.default_rng(0)
+    path = scores.save(tmp_path / "a")
+    whole, refused = path.read_bytes(), 0
+    for turn in range(300):
+        data, start = bytearray(whole), rng.integers(len(whole))
+        data[start : len(whole) if turn % 3 == 0 else start + 8] = rng.bytes(turn % 3 * 4)
+        path.write_bytes(data)
+        try:
+            loaded = LayerScores.load(path)
+        except ValueError as error:
+            assert "does not hold geomkd.LayerScores/1" in str(error)
+            refused += 1
+        else:
+            pd.testing.assert_frame_equal(loaded.to_frame(), scores.to_frame())
+            assert np.array_equal(loaded.draws["quality"], scores.draws["quality"])
+    assert refused > 200
+
+
+class Unpickled:
+    """Leaves a folder where it is unpickled."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def __reduce__(self):
+        return os.mkdir, (self.folder,)
+
+
+def test_nothing_is_unpickled(tmp_path):
+    path, folder = tmp_path / "a", tmp_path / "left"
+    with path.open("wb") as file:
+        np.savez(file, header=np.array([Unpickled(str(folder))], dtype=object))
+    with pytest.raises(ValueError, match=r"a does not hold geomkd.LayerScores/1: Object arrays"):
+        LayerScores.load(path)
+    assert not folder.exists()
 
 
 def test_missing_file_is_not_a_damaged_one(tmp_path):

@@ -13,8 +13,8 @@ from oracle import DEFINITIONS, TERMS, reference, values_of
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from geomkd import knowledge_quality, score_layers, scoring
-from geomkd.memory import parse_bytes
+from geomkd import candidate_layers, knowledge_quality, score_layers, scoring
+from geomkd.memory import Stored, parse_bytes, plan_of
 from geomkd.sampling import Sample
 
 N, CLASSES = 60, 4
@@ -381,6 +381,46 @@ def test_dataset_size():
     assert ratio == pytest.approx(factor)
 
 
+def test_workers_and_collate_function_of_a_loader():
+    model, x = sequential(), vectors()
+    loader = DataLoader(TensorDataset(x, Y), batch_size=7, num_workers=2, collate_fn=tripled)
+    assert_as_measured(score(model, loader), by_hand(model, 3 * x, ["1", "5"]), Y)
+
+
+def tripled(items):
+    x, y = zip(*items, strict=True)
+    return 3 * torch.stack(x), torch.stack(y)
+
+
+def test_batches_that_can_be_read_but_once():
+    model, x = wide(1024, 20_000), vectors()
+    once = iter(list(zip(x.split(7), Y.split(7), strict=True)))
+    least = least_of(model, (x, Y), layers=["1", "3"])
+    scores = score(model, once, layers=["1", "3"], memory=f"{least + 1}MB")  # two passes and more
+    assert_as_measured(scores, by_hand(model, x, ["1", "3"]), Y)
+
+
+class Moved(nn.Linear):
+    """A layer that notes where it is sent."""
+
+    def to(self, *args, **options):
+        self.__dict__.setdefault("sent", []).append(args)
+        return super().to(*args, **options)
+
+
+def test_device():
+    model, x = Moved(8, 5), vectors()
+    home = x.device
+    plain = score(model, (x, Y), layers=[""])
+    same = score(model, (x, Y), layers=[""], device=str(home))
+    assert_same(plain, same, rel=0)
+    assert "sent" not in vars(model)
+    # No forward pass runs where tensors have no data, but the model goes there and comes back.
+    with pytest.raises((NotImplementedError, RuntimeError)):
+        score(model, (x, Y), layers=[""], device="meta")
+    assert vars(model)["sent"] == [(torch.device("meta"),), (home,)]
+
+
 @pytest.mark.parametrize("memory", ["2GB", "small"])
 @pytest.mark.parametrize(("samples", "most"), [(24, 12), (40, 5)])
 def test_entropy_per_class(samples, most, memory, plans):
@@ -574,6 +614,39 @@ def test_impossible_budget_names_the_least(plans):
     assert plans[-2].passes > plans[-1].passes == 1
 
 
+def test_entropy_samples_of_every_layer_count_as_memory(plans):
+    model, x, y = sequential(), vectors(1000), torch.arange(1000) % CLASSES
+    options = {"samples": 16, "entropy_per_class": 250}
+    least, without = (least_of(model, (x, y), **o) for o in (options, {"samples": 16}))
+    squares = 8 * CLASSES * 250**2 / 1e6  # one class's Gram matrix after the other
+    assert least - without > squares
+    score(model, (x, y), memory=f"{least}MB", **options)
+    assert [len(group) for group in plans[-1].groups] == [1, 1, 1, 1]
+    score(model, (x, y), memory=f"{least + 2 * squares:.0f}MB", **options)
+    assert [len(group) for group in plans[-1].groups] == [3, 1]
+
+
+def test_least_budget_leaves_room_for_a_slice():
+    model, x = sequential(), vectors(400)
+    sample = Sample((x, torch.arange(400) % CLASSES), 400, seed=0)
+    layers = candidate_layers(model, x[:2])
+    stored = [Stored(layer, layer.dim, torch.float32, x.device) for layer in layers]
+
+    def plan(budget):
+        return plan_of(stored, sample, budget, 256, halves=False)
+
+    low, high = 1, 10**9
+    while high - low > 1:
+        middle = (low + high) // 2
+        try:
+            plan(middle)
+            high = middle
+        except ValueError:
+            low = middle
+    assert plan(high).batch_size == 1
+    assert all(plan(high + more).width >= 16 for more in range(0, 10**5, 1000))
+
+
 def test_kept_inputs_count_as_memory():
     model, x = sequential(d=300_000), torch.randn(N, 300_000)
     kept = x.nbytes / 1e6
@@ -730,6 +803,33 @@ def test_zero_rows_warn_once_a_layer(subsamples):
     ]
     assert caught[0].filename == __file__
     assert np.isfinite(scores.to_frame()["quality"]).all()
+
+
+def test_robust_definition_warns_of_rows_at_the_mean():
+    text = (
+        "layer 'act': 60 of 60 feature rows equal the mean of all rows: "
+        "their cosines are taken as 0"
+    )
+    with pytest.warns(UserWarning) as caught:
+        rows = rows_of(score(Equal(), (vectors(), Y), layers=["act"], definition="robust"))
+    assert [str(warning.message) for warning in caught] == [text]
+    assert rows.loc["act", "quality"] == 0
+
+
+def test_robust_definition_gives_zero_rows_a_direction():
+    x = vectors()
+    x[[40, 7, 12]] = 0  # warnings are errors in these tests
+    scores = score(nn.Sequential(nn.Identity()), (x, Y), layers=["0"], definition="robust")
+    assert_as_measured(scores, {"0": x}, Y, definition="robust")
+
+
+class Equal(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.act = nn.Sigmoid()
+
+    def forward(self, x):
+        return self.act(0 * x)
 
 
 def test_tokens_of_another_length_are_named():
