@@ -69,7 +69,7 @@ class ClassGram:
     Attributes
     ----------
     upper : Tensor, shape (n, n)
-        Gram matrix of the class-centred samples, from the diagonal blocks upwards.
+        Gram matrix of the class-centred samples, on and above the diagonal blocks.
     order : Tensor, shape (n,)
         Row of the features that each sorted row is.
     residual_sq : Tensor, shape (n,)
@@ -120,8 +120,7 @@ class ClassGram:
         self._blocks = [self._block(s, min(s + BLOCK, n)) for s in range(0, n, BLOCK)]
 
     def _block(self, start: int, stop: int) -> _Block:
-        low = bisect_right(self.starts, start) - 1
-        high = bisect_left(self.starts, stop)
+        low, high = bisect_right(self.starts, start) - 1, bisect_left(self.starts, stop)
         names = torch.arange(low, high, device=self.device)
         hot = (self.class_of[start:stop, None] == names).double()
         return _Block(slice(start, stop), slice(low, high), hot)
@@ -143,7 +142,7 @@ class ClassGram:
         """Gram matrix of features that ``columns()`` yields in (n, width) slices.
 
         ``columns`` is called again where numbers must be looked at once more: of features whose
-        squares leave ``dtype``, of rows that nearly vanish, and by `refine` and `measure`.
+        squares leave ``dtype``, of rows that nearly vanish, in `refine` and `measure`.
 
         Raises
         ------
@@ -317,8 +316,7 @@ class ClassGram:
         """Rows whose nearest distance the Gram matrix cannot give to a relative 1e-5.
 
         ``x^2 + y^2 - 2xy`` cancels where two samples of different classes nearly coincide. With
-        ``per_class`` only rows that may hold their class's smallest distance count. The one number
-        whose size depends on the data, so it stands outside the reductions.
+        ``per_class`` only rows that may hold their class's smallest distance count.
         """
         residual = self.residual_sq.sqrt()
         # No sample of a larger residual than this is as near, by the triangle inequality.

@@ -90,9 +90,19 @@ class Spectrum(NamedTuple):
     samples: int
 
 
-def spectrum_of(square: Tensor, draws: Draws, a: int, dim: int, floor: Tensor) -> Spectrum:
-    """Spectrum of class ``a`` from its (n_a, n_a) Gram matrix; a sum below ``floor`` is none."""
-    shares = [_shares(part, dim, floor) for _, part in draws.pairs(a, square)]
+def spectrum_of(
+    square: Tensor,
+    draws: Draws,
+    a: int,
+    dim: int,
+    floor: Tensor,
+    dtype: torch.dtype = torch.float32,
+) -> Spectrum:
+    """Spectrum of class ``a`` from its (n_a, n_a) Gram matrix, whose products were in ``dtype``.
+
+    A sum of squares below ``floor`` is no variance.
+    """
+    shares = [_shares(part, dim, floor, dtype) for _, part in draws.pairs(a, square)]
     return Spectrum(torch.cat(shares), draws.sizes[a])
 
 
@@ -104,10 +114,11 @@ def variance_floor(gram: ClassGram, a: int) -> Tensor:
 
 def class_spectra(gram: ClassGram, draws: Draws) -> list[Spectrum]:
     """Spectrum of every class about its own mean, from the diagonal blocks."""
-    return [
-        spectrum_of(gram.class_residual_gram(a), draws, a, gram.dim, variance_floor(gram, a))
-        for a in range(gram.n_classes)
-    ]
+    spectra = []
+    for a in range(gram.n_classes):
+        square, floor = gram.class_residual_gram(a), variance_floor(gram, a)
+        spectra.append(spectrum_of(square, draws, a, gram.dim, floor, gram.dtype))
+    return spectra
 
 
 def nearest_in_draws(gram: ClassGram, draws: Draws, definition: str) -> Tensor:
@@ -132,7 +143,7 @@ def nearest_in_draws(gram: ClassGram, draws: Draws, definition: str) -> Tensor:
     return torch.stack(columns, dim=1)
 
 
-def _shares(block: Tensor, dim: int, floor: Tensor) -> Tensor:
+def _shares(block: Tensor, dim: int, floor: Tensor, dtype: torch.dtype) -> Tensor:
     """Eigenvalues over their sum of (r, m, m) Gram matrices, centred here, falling."""
     floor = torch.maximum(floor, _ZERO_SHARE * trace(block).unsqueeze(1))
     row = block.mean(dim=2, keepdim=True)
@@ -140,6 +151,10 @@ def _shares(block: Tensor, dim: int, floor: Tensor) -> Tensor:
     with one_thread():
         values = torch.linalg.eigvalsh(block)
     values = values.flip(1)[:, : min(block.shape[1], dim)].clamp(min=0)
+    # Rounding spreads about this share over terms that are 0, and Q takes the root of its entropy.
+    noise = torch.finfo(dtype).eps / 2 * math.sqrt(block.shape[1])
+    rest = values.flip(1).cumsum(dim=1).flip(1)
+    values = values.masked_fill(rest <= noise * rest[:, :1], 0.0)
     total = values.sum(dim=1, keepdim=True)
     return torch.where(total > floor, values / total, 0.0)
 
