@@ -100,6 +100,7 @@ def checked_images(where: str, images: np.ndarray) -> Tensor:
 
 
 def checked_labels(where: str, labels: np.ndarray, n: int) -> Tensor:
+    """Labels as int64, one for each of n images."""
     if labels.shape != (n,) or labels.dtype.kind not in "iu":
         raise ValueError(
             f"{where}: labels must be integers of shape ({n},), one for each image; "
@@ -111,6 +112,7 @@ def checked_labels(where: str, labels: np.ndarray, n: int) -> Tensor:
 
 
 def checked_classes(where: str, names: np.ndarray, targets: Tensor) -> list[str]:
+    """Names of the classes, as many as the labels need."""
     n_classes = int(targets.max()) + 1
     if names.ndim != 1 or len(names) < n_classes:
         raise ValueError(
