@@ -125,8 +125,6 @@ class ClassGram:
         hot = (self.class_of[start:stop, None] == names).double()
         return _Block(slice(start, stop), slice(low, high), hot)
 
-    # ---- building -------------------------------------------------------------------------------
-
     @classmethod
     def of(cls, features: Tensor, labels: Tensor) -> ClassGram:
         """Gram matrix of (n, ...) features with (n,) labels, both checked."""
@@ -343,7 +341,6 @@ class ClassGram:
             distance.add_(self.centred_sq[part, None]).add_(self.centred_sq)
             distance.masked_fill_(self.class_of[part, None] == self.class_of, torch.inf)
             found, at = distance.topk(min(_FEW, self.n), dim=1, largest=False)
-            del distance
             nearest.append(self.measure(part, at).masked_fill_(found.isinf(), torch.inf).amin(1))
         return torch.cat(nearest)
 
@@ -366,11 +363,13 @@ class ClassGram:
         dots = torch.zeros(len(rows), self.n, dtype=torch.float64, device=self.device)
         with exact_arithmetic(self.device):
             for piece in self.columns():
-                exact = piece.index_select(0, self.order).double()
-                if not raw:
-                    exact.sub_(exact.mean(dim=0))
-                dots.addmm_(exact[rows], exact.T)
-                del piece, exact
+                mean = sum(part.double().sum(dim=0) for part in piece.split(BLOCK)) / self.n
+                shift = torch.zeros_like(mean) if raw else mean
+                left = piece[self.order[rows]].double() - shift
+                for block in self._blocks:
+                    right = piece[self.order[block.rows]].double() - shift
+                    dots[:, block.rows].addmm_(left, right.T)
+                del piece
         return dots
 
 

@@ -333,14 +333,15 @@ class _Job:
             )
         sizes = [len(square) for square in squares] or gram.classes.sizes
 
+        def floor(a: int) -> Tensor:  # the larger samples' Gram matrices are not scaled
+            return variance_floor(gram, a) / gram.scale**2
+
         def values(kind: str) -> dict[str, Tensor]:
             draws, of_entropy = (
                 self._draws(kind, m, gram.device) for m in (gram.classes.sizes, sizes)
             )
             spectra = [
-                spectrum_of(
-                    square, of_entropy, a, gram.dim, variance_floor(gram, a) / gram.scale**2
-                )
+                spectrum_of(square, of_entropy, a, gram.dim, floor(a), gram.dtype)
                 for a, square in enumerate(squares)
             ]
             return quality_from(

@@ -127,7 +127,7 @@ def small_rows():
 
 def nearly_dead():
     """Most samples of a class are alike, so that some half-samples of it hold no variance."""
-    x, _ = clusters(100, 30, 5)
+    x, _ = clusters(100, 400, 5, noise=3.0)
     y = np.repeat(np.arange(5), 20)
     alike = np.arange(100) % 20 < 18
     x[alike] = x[y[alike] * 20]

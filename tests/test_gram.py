@@ -214,6 +214,15 @@ def test_features_that_are_not_finite_in_a_later_slice(bad):
         ClassGram.from_columns(lambda: pieces, as_classes(y), torch.float32)
 
 
+def peak_of(profile):
+    allocated, peak = 0, 0
+    for event in profile.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            allocated += event.nbytes()
+            peak = max(peak, allocated)
+    return peak
+
+
 def test_memory_of_adding_a_slice():
     """A centred copy of the slice and a few blocks of rows, nothing of n x d besides."""
     n = 4 * BLOCK
@@ -221,13 +230,20 @@ def test_memory_of_adding_a_slice():
     gram = ClassGram(as_classes(torch.arange(n) % 4), torch.float32)
     with torch.profiler.profile(profile_memory=True) as profile:
         gram.add(x)
-    allocated, peak = 0, 0
-    for event in profile.profiler.kineto_results.events():
-        if event.name() == "[memory]":
-            allocated += event.nbytes()
-            peak = max(peak, allocated)
     centred, block = 4 * n * COLUMNS, 8 * BLOCK * COLUMNS
-    assert centred < peak < centred + 4 * block
+    assert centred < peak_of(profile) < centred + 4 * block
+
+
+def test_memory_of_measuring_again():
+    """Blocks of rows again, beside what is returned and the distances."""
+    n, few = 4 * BLOCK, 100
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(n, COLUMNS, generator=generator), torch.arange(n) % 4
+    gram = ClassGram.of(x, y)
+    with torch.profiler.profile(profile_memory=True) as profile:
+        gram.refine(torch.arange(few))
+    block = 8 * BLOCK * COLUMNS
+    assert block < peak_of(profile) < 8 * few * n + 4 * block
 
 
 @pytest.mark.parametrize("newer", [False, True], ids=["older interface", "newer interface"])

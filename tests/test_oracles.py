@@ -109,11 +109,11 @@ def wide_twins_beside_a_collapsed_class(seed):
 
 
 def collapsed_classes_side_by_side():
-    """Two classes without spread an ulp apart, far from the mean: float64 norms cancel too."""
-    x, y = clusters(90, 20, 3)
-    x = np.float32([[1.0], [1.0], [1e5]])[y] * np.abs(x[y])
-    x[y == 1] = x[0]
-    x[y == 1, 0] = np.nextafter(x[0, 0], np.float32(np.inf))
+    """Two pairs of classes without spread, far apart: the norms of float64 cancel too."""
+    far = 1e4 * np.random.default_rng(7).standard_normal(20)
+    y = np.arange(80) % 4
+    x = np.where(y < 2, 1, -1)[:, None] * far
+    x[y % 2 == 1, 3] += 1e-5
     return x, y
 
 
