@@ -2,34 +2,56 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+import random
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Generator, Tensor
-from torch.utils.data import DataLoader, IterableDataset, default_collate
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
 from geomkd.checks import as_labels, as_tensor, check_int
+from geomkd.distillation.order import Order, seed_of
 from geomkd.sampling import labels_kept_by, to_device, unpack
 
 EXAMPLES = 4  # samples of the batch that tells shapes before training
+SPREAD = 512  # samples that principal components are fitted on
+
+
+class Batch(NamedTuple):
+    """Samples of one forward and backward pass of this process.
+
+    Attributes
+    ----------
+    inputs, labels
+        On the device.
+    index : list of int
+        Places of the samples in the data.
+    share : float
+        By what the mean loss is multiplied, so that the mean of all processes' gradients, summed
+        over the parts of a step, is the gradient of the mean over the whole batch.
+    """
+
+    inputs: Any
+    labels: Tensor
+    index: list[int]
+    share: float
 
 
 class Batches:
-    """One epoch of batches each time it is iterated: inputs and labels, on one device.
+    """Batches of a data set, on one device.
 
     Parameters
     ----------
     data : pair of tensors, map-style Dataset, or DataLoader
         Inputs and labels, a data set of such items, or a loader over one, of which data set,
         ``collate_fn``, ``num_workers`` and ``worker_init_fn`` are used.
-    batch_size : int
-        Samples of a batch; the last one may be smaller.
+    order : callable
+        Makes the `Order` of so many samples.
     device : torch.device
         Where the batches go.
-    seed : int, optional
-        Seeds the order, another in each epoch. Without it the samples come in their own order.
     name : str
         What error messages call the data.
     input_key, label_key : str, optional
@@ -38,66 +60,76 @@ class Batches:
 
     Notes
     -----
-    With a seed, a last batch of one sample is left out: batch normalisation cannot train on it.
+    What a data set draws from torch, NumPy or ``random`` while it makes the samples of a batch
+    follows the seed, the epoch and the batch: not the workers, nor where a run was resumed.
     """
 
     def __init__(
         self,
         data: Any,
-        batch_size: int,
+        order: Callable[[int], Order],
         *,
         device: torch.device,
-        seed: int | None = None,
         name: str = "train",
         input_key: str | None = None,
         label_key: str | None = None,
     ) -> None:
         self.name, self.device = name, device
-        self.input_key, self.label_key = input_key, label_key
+        self.keys = (input_key, label_key)
         self.n_classes: int | None = None
-        self._tensors, self._loader = None, None
+        self._tensors, self._items, options = None, None, {}
         if isinstance(data, tuple | list):
             self._tensors = _checked_tensors(data, name)
             n_samples = len(self._tensors[0])
         else:
             dataset, options = _checked_dataset(data, name)
             n_samples = len(dataset)
-        least = 1 if seed is None else 2
-        check_int(n_samples, f"number of samples in {name}", least=least)
-        self._order = Order(n_samples, batch_size, seed)
+        self.order = order(n_samples)
+        check_int(n_samples, f"number of samples in {name}", least=self.order.least)
         if self._tensors is None:
+            self._items = SeededItems(dataset, options.pop("collate_fn"), self.order.seed)
             self._loader = DataLoader(
-                dataset,
-                batch_sampler=self._order,
+                self._items,
+                batch_sampler=self.order,
+                collate_fn=_as_it_is,
                 persistent_workers=options["num_workers"] > 0,
-                generator=Generator().manual_seed(seed or 0),
+                generator=torch.Generator().manual_seed(self.order.seed),
                 **options,
             )
 
-    @property
-    def n_samples(self) -> int:
-        """Samples of an epoch."""
-        return self._order.n_samples
+    def steps(self, epoch: int, start: int = 0) -> Iterator[list[Batch]]:
+        """Yield the batches of each step of an epoch, from step ``start`` on."""
+        self.order.begin(epoch, start)
+        loaded = None if self._tensors is not None else iter(self._loader)
+        for parts in self.order.steps():
+            step = []
+            for index, share in parts:
+                inputs, labels = self._at(index) if loaded is None else self._unpacked(next(loaded))
+                step.append(Batch(inputs, labels, index, share))
+            yield step
+        if loaded is not None:  # a loader with workers has more to do than its last batch
+            next(loaded, None)
 
-    def __len__(self) -> int:
-        return len(self._order)
-
-    def __iter__(self) -> Iterator[tuple[Any, Tensor]]:
+    def of(self, index: list[int], *, epoch: int = 0) -> Any:
+        """Inputs of some samples, with what transforms draw in an epoch; none trains in epoch 0."""
         if self._tensors is not None:
-            x, y = self._tensors
-            for index in self._order:
-                yield to_device((x[index], y[index]), self.device)
-        else:
-            for batch in self._loader:
-                yield self._unpacked(batch)
+            return self._at(index)[0]
+        return self._unpacked(self._items.__getitems__([(epoch, i) for i in index]))[0]
 
     def example(self) -> Any:
         """Return the inputs of the first few samples."""
-        if self._tensors is not None:
-            return to_device(self._tensors[0][:EXAMPLES], self.device)
-        dataset = self._loader.dataset
-        items = [dataset[i] for i in range(min(EXAMPLES, len(dataset)))]
-        return self._unpacked(self._loader.collate_fn(items))[0]
+        return self.of(list(range(min(EXAMPLES, self.order.total))))
+
+    def spread(self, batch_size: int) -> Iterator[Any]:
+        """Yield inputs of some hundred samples from all over the data, by batches."""
+        index = torch.linspace(0, self.order.total - 1, min(SPREAD, self.order.total)).long()
+        for part in index.split(batch_size):
+            yield self.of(part.tolist())
+
+    @property
+    def data(self) -> Any:
+        """The pair of tensors, or the data set."""
+        return self._tensors if self._tensors is not None else self._items.dataset
 
     def check_labels(self, n_classes: int) -> None:
         """Check the labels against the number of logits: those known now, the others as they come.
@@ -107,17 +139,19 @@ class Batches:
         ValueError
             A label below 0, or not below ``n_classes``.
         """
-        known = (
-            self._tensors[1] if self._tensors is not None else labels_kept_by(self._loader.dataset)
-        )
+        known = self._tensors[1] if self._tensors is not None else labels_kept_by(self.data)
         if known is not None:
             _check_range(known, n_classes, self.name)
         else:
             self.n_classes = n_classes
 
+    def _at(self, index: list[int]) -> tuple[Any, Tensor]:
+        x, y = self._tensors
+        return to_device((x[index], y[index]), self.device)
+
     def _unpacked(self, batch: Any) -> tuple[Any, Tensor]:
         try:
-            inputs, labels = unpack(batch, self.input_key, self.label_key)
+            inputs, labels = unpack(batch, *self.keys)
         except (TypeError, ValueError) as error:
             raise type(error)(f"{self.name}: {error}") from None
         labels = _checked_labels(labels, None, self.name)
@@ -126,25 +160,51 @@ class Batches:
         return to_device(inputs, self.device), to_device(labels, self.device)
 
 
-class Order:
-    """Lists of sample indices, a batch each; iterated once an epoch."""
+class SeededItems(Dataset):
+    """Collated batches of a data set; what it draws follows the seed, the epoch and the samples.
 
-    def __init__(self, n_samples: int, batch_size: int, seed: int | None) -> None:
-        self.batch_size = batch_size
-        self.generator = None if seed is None else Generator().manual_seed(seed)
-        lonely = self.generator is not None and n_samples % batch_size == 1 and batch_size > 1
-        self.total, self.n_samples = n_samples, n_samples - lonely
+    Parameters
+    ----------
+    dataset : map-style Dataset
+        The data set.
+    collate : callable
+        Makes a batch of a list of items.
+    seed : int
+        Seeds the draws.
+    """
+
+    def __init__(self, dataset: Any, collate: Callable[[list], Any], seed: int) -> None:
+        self.dataset, self.collate, self.seed = dataset, collate, seed
 
     def __len__(self) -> int:
-        return -(-self.n_samples // self.batch_size)
+        return len(self.dataset)
 
-    def __iter__(self) -> Iterator[list[int]]:
-        if self.generator is None:
-            order = torch.arange(self.total)
-        else:
-            order = torch.randperm(self.total, generator=self.generator)
-        for batch in order[: self.n_samples].split(self.batch_size):
-            yield batch.tolist()
+    def __getitems__(self, keys: list[tuple[int, int]]) -> Any:
+        """Batch of samples named by epoch and index."""
+        index = [i for _, i in keys]
+        fetch = getattr(self.dataset, "__getitems__", None)
+        with drawing_from(seed_of(self.seed, *keys[0])):
+            items = fetch(index) if fetch else [self.dataset[i] for i in index]
+            return self.collate(items)
+
+
+@contextmanager
+def drawing_from(seed: int) -> Iterator[None]:
+    """Within, torch, NumPy and ``random`` draw from the seed on the host; afterwards as before."""
+    states = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed % 2**32)  # noqa: NPY002 - what data sets draw from
+        try:
+            yield
+        finally:
+            random.setstate(states[0])
+            np.random.set_state(states[1])  # noqa: NPY002
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
 
 
 def _checked_tensors(data: tuple | list, name: str) -> tuple[Tensor, Tensor]:

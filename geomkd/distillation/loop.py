@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
-import math
+import os
 import time
+import warnings
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import AdamW, Optimizer
-from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 from tqdm import tqdm
 
-from geomkd.distillation.batches import Batches
-from geomkd.distillation.networks import (
-    Networks,
-    as_objective,
-    check_options,
-    device_of,
-    join,
-    seeded,
-)
-from geomkd.distillation.objectives import StepTensors
+from geomkd.distillation.batches import Batch, Batches
+from geomkd.distillation.checkpoint import Checkpoints
+from geomkd.distillation.features import CachedTeacher, LiveTeacher, teacher_of
+from geomkd.distillation.networks import Networks, as_objective, join, placed, seeded
+from geomkd.distillation.parallel import gradients_averaged, student_step
+from geomkd.distillation.recipe import Recipe
 from geomkd.distillation.result import DistillationResult
+from geomkd.distillation.state import Progress, config_of, restore, state_of
+from geomkd.distillation.tracking import Means, Scalars
+from geomkd.distributed import summed, world
 from geomkd.models import Forward, call, evaluating, first_tensor
 
 if TYPE_CHECKING:
@@ -42,11 +45,24 @@ def distill(
     val: Any = None,
     epochs: int = 50,
     batch_size: int = 128,
+    accumulate: int = 1,
     lr: float = 0.0075,
+    lr_scale: Mapping[str, float] | None = None,
     weight_decay: float = 0.01,
     clip_norm: float | None = None,
+    head_clip_norm: float | None = None,
     seed: int = 0,
     device: torch.device | str | None = None,
+    precision: str = "fp32",
+    compile: bool = False,
+    channels_last: bool = False,
+    augment: Callable[[Any], Any] | None = None,
+    checkpoint_dir: str | os.PathLike | None = None,
+    checkpoint_steps: int | None = None,
+    resume: bool = True,
+    cache_dir: str | os.PathLike | None = None,
+    cache_dtype: str | None = None,
+    log_dir: str | os.PathLike | None = None,
     forward: Forward | None = None,
     input_key: str | None = None,
     label_key: str | None = None,
@@ -68,22 +84,48 @@ def distill(
         Teacher layer and student layer, such as :func:`geomkd.pair_layers` gives; required by
         objectives that use features, ignored by the others.
     objective : str or object
-        ``"features"``: mean squared error on the pairs for the backbone, cross entropy for the
-        head. ``"ce"``: cross entropy. ``"kd"``: softened logits. Or an object like those of
-        :mod:`geomkd.distillation.objectives`.
+        A name, with its published definition and weights: ``"features"`` (this method: error of the
+        pairs for the backbone, cross entropy for the head), ``"ce"``, ``"kd"``,
+        ``"kd_standardized"``, ``"fitnet"``, ``"attention_transfer"``, ``"similarity_preserving"``,
+        ``"relational"``, ``"feature_kd"``, ``"semckd"`` or ``"simkd"``. Or an object of
+        :mod:`geomkd.distillation.objectives` or :mod:`geomkd.distillation.rivals` with other
+        options, a sum of such, or one of your own.
     val : optional
         Validation data in any form that ``train`` may have; no validation without it.
     epochs, batch_size : int
-        Length of the run. A last training batch of one sample is left out.
+        Length of the run, and samples of a step over all processes. A last training batch of fewer
+        than two samples a process is left out.
+    accumulate : int
+        Parts in which a process takes its share of a batch, where the whole does not fit.
     lr, weight_decay : float
         Of AdamW; ``lr`` is the largest rate of a one-cycle schedule with 30 % warm-up.
-    clip_norm : float, optional
-        Largest norm of the gradient: of backbone and projectors on the one hand, and of the head
-        on the other, so that logit gradients cannot change the backbone's step.
+    lr_scale : mapping of str to float, optional
+        Factors of the rate for the student's parameters whose names begin so; the longest prefix
+        counts: ``{"": 0.01, "fc": 1.0}``.
+    clip_norm, head_clip_norm : float, optional
+        Largest norm of the gradient of backbone and projectors, and apart from it of the head
+        (``clip_norm`` by default), so that logit gradients cannot change the backbone's step.
     seed : int
-        Seeds the order of the samples, the projectors, and the draws of layers such as dropout.
+        Seeds the order of the samples, the projectors, and the draws of layers and data sets.
     device : torch.device or str, optional
         Where to train; the student's own by default. Both models are moved there and stay.
+    precision : {"fp32", "bf16", "fp16"}
+        Type of the networks' products (autocast); losses and projectors are at least float32.
+    compile : bool
+        Run the student by ``torch.compile``.
+    channels_last : bool
+        Hold images and convolutions in the channels-last memory format.
+    augment : callable, optional
+        ``augment(inputs)`` on the device, for training batches; what it draws should be torch's.
+    checkpoint_dir : path, optional
+        Folder of this run alone: its state after every epoch, and after every ``checkpoint_steps``
+        steps if given. The same call goes on where a killed one was, or returns its result; with
+        ``resume=False`` it refuses a folder that has checkpoints.
+    cache_dir : path, optional
+        Folder where the teacher's answers are kept for all samples and read from in training; only
+        without augmentation. ``cache_dtype="float16"`` halves the files.
+    log_dir : path, optional
+        Folder for TensorBoard's scalars (needs the extra ``geomkd[tensorboard]``).
     forward : callable, optional
         ``forward(model, inputs)`` for models that are not simply called.
     input_key, label_key : str, optional
@@ -95,7 +137,8 @@ def distill(
     Returns
     -------
     DistillationResult
-        With ``student``, the module that was given, in evaluation mode.
+        With ``student``, the module that was given, in evaluation mode (after ``"simkd"`` a
+        `WithTeacherHead` around it).
 
     Raises
     ------
@@ -103,15 +146,27 @@ def distill(
         An argument of another type than these.
     ValueError
         Before any training: data, labels, pairs or models that do not fit together; a student in
-        which a path from backbone to logits avoids the last paired layer.
+        which a path from backbone to logits avoids the last paired layer; a checkpoint of another
+        run (the message names what differs).
     RuntimeError
         During training: a loss that is NaN or infinite.
+
+    Warns
+    -----
+    UserWarning
+        A damaged checkpoint (the one before is used), or one that could not be written.
 
     Notes
     -----
     With an objective that detaches the head (``"features"``), no logit loss reaches the backbone:
     behind the last paired student layer the student goes on with a detached copy of its features.
     Parameters that neither the paired features nor the logits behind them reach are left alone.
+
+    Under ``torchrun`` every process makes the same call, takes its share of each batch and returns
+    the same history; the first one writes and shows the bar. Gradients are averaged over processes,
+    so the run is that of one process but for what looks at a batch as a whole: batch normalisation
+    (each process normalises its own share, evaluation takes the first one's statistics), losses
+    between samples, channel standardisation, attention.
 
     The global random state is afterwards what it was before, also after an error or Ctrl-C.
 
@@ -129,146 +184,209 @@ def distill(
     >>> list(result.history)[:5]
     ['epoch', 'loss', 'features', 'cross_entropy', 'train_accuracy']
     """
-    for name, model in (("student", student), ("teacher", teacher)):
-        if not isinstance(model, nn.Module) and not (name == "teacher" and model is None):
-            raise TypeError(f"{name} must be a torch.nn.Module; got {type(model).__name__}")
-    check_options(epochs, batch_size, seed, lr, weight_decay, clip_norm)
+    recipe = Recipe(
+        epochs=epochs,
+        batch_size=batch_size,
+        accumulate=accumulate,
+        lr=lr,
+        lr_scale=lr_scale,
+        weight_decay=weight_decay,
+        clip_norm=clip_norm,
+        head_clip_norm=head_clip_norm,
+        seed=seed,
+        precision=precision,
+    )
     objective = as_objective(objective)
-    device = device_of(student.to(device))
-    if teacher is not None:
-        teacher.to(device)
+    device = placed(student, teacher, device, channels_last=channels_last)
+    autocast = recipe.autocast(device)
     keys = {"device": device, "input_key": input_key, "label_key": label_key}
-    with seeded(seed, device):
-        train = Batches(train, batch_size, seed=seed, name="train", **keys)
-        if val is not None:
-            val = Batches(val, batch_size, name="val", **keys)
+    with seeded(seed, device), ExitStack() as stack:
+        train = Batches(train, recipe.training_order(objective), name="train", **keys)
+        val = None if val is None else Batches(val, recipe.validation_order, name="val", **keys)
         networks = join(
-            student, teacher, objective, pairs, train.example(), seed=seed, forward=forward
+            student,
+            teacher,
+            objective,
+            pairs,
+            train.example(),
+            batch_size=recipe.part_size,
+            samples=partial(train.spread, recipe.part_size),
+            seed=seed,
+            forward=forward,
         )
         for batches in filter(None, (train, val)):
             batches.check_labels(networks.n_classes)
-        optimiser = AdamW(
-            [{"params": group} for group in networks.groups], lr=lr, weight_decay=weight_decay
+        ask_teacher = teacher_of(
+            networks,
+            train,
+            autocast=autocast,
+            cache_dir=cache_dir,
+            cache_dtype=cache_dtype,
+            augment=augment,
+            precision=precision,
+            progress=progress,
         )
-        schedule = OneCycleLR(optimiser, lr, total_steps=epochs * len(train), pct_start=0.3)
-        run = Run(networks, optimiser, schedule, clip_norm)
-        history = fit(run, train, val, epochs, progress)
+        optimisers, schedules = recipe.optimisers(
+            networks.student, networks.groups, epochs * len(train.order)
+        )
+        run = Run(
+            networks=networks,
+            train=train,
+            val=val,
+            recipe=recipe,
+            device=device,
+            model=stack.enter_context(student_step(networks, autocast, compile=compile)),
+            ask_teacher=ask_teacher,
+            augment=augment,
+            channels_last=channels_last,
+            optimisers=optimisers,
+            schedules=schedules,
+            scaler=recipe.scaler(device),
+            scalars=stack.enter_context(Scalars(log_dir)),
+        )
+        if checkpoint_dir is not None:
+            config = config_of(
+                networks, train, recipe, augment=augment is not None, cached=ask_teacher.stored
+            )
+            run.checkpoints = Checkpoints(
+                checkpoint_dir, config, every=checkpoint_steps, resume=resume
+            )
+        history = fit(run, progress)
     return DistillationResult(
-        student.eval(), networks.projectors, history, networks.pairs, objective.name
+        networks.student.eval(), networks.projectors, history, networks.pairs, objective.name
     )
 
 
-@dataclass(frozen=True)
+@dataclass
 class Run:
-    """The networks with what trains them."""
+    """Everything that training takes, put together by `distill`."""
 
     networks: Networks
-    optimiser: Optimizer
-    schedule: LRScheduler
-    clip_norm: float | None = None
+    train: Batches
+    val: Batches | None
+    recipe: Recipe
+    device: torch.device
+    model: nn.Module  # StudentStep, data-parallel and compiled as may be
+    ask_teacher: LiveTeacher | CachedTeacher
+    optimisers: list[Optimizer]  # of backbone and projectors, and of the head
+    schedules: list[LRScheduler]
+    scaler: torch.amp.GradScaler
+    augment: Callable[[Any], Any] | None = None
+    channels_last: bool = False
+    scalars: Scalars | None = None
+    checkpoints: Checkpoints | None = None
+    lr: float = 0.0  # of the last step
+
+    def prepared(self, inputs: Any, *, augment: bool = False) -> Any:
+        """Inputs in the memory format that is asked for, augmented if they are to be."""
+        if self.channels_last and isinstance(inputs, Tensor) and inputs.ndim == 4:
+            inputs = inputs.contiguous(memory_format=torch.channels_last)
+        return self.augment(inputs) if augment and self.augment is not None else inputs
+
+    def advance(self) -> None:
+        """Move the schedules on by a step."""
+        self.lr = max(self.schedules[0].get_last_lr())
+        with warnings.catch_warnings():
+            # Under fp16 the first steps may be left out; the schedule goes on all the same.
+            warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
+            for schedule in self.schedules:
+                schedule.step()
 
 
-def fit(run: Run, train: Batches, val: Batches | None, epochs: int, progress: bool) -> DataFrame:
-    """Train for some epochs; a row of the history for each."""
+def fit(run: Run, progress: bool) -> DataFrame:
+    """Train for the epochs that are left; a row of the history for each epoch."""
     import pandas
 
-    student, rows = run.networks.student, []
-    total = epochs * train.n_samples
-    try:
-        with tqdm(
-            total=total, desc="distill", unit=" samples", unit_scale=True, disable=not progress
-        ) as bar:
-            for epoch in range(1, epochs + 1):
-                started = time.perf_counter()
-                means, lr = train_epoch(run, train, epoch, bar)
-                row = {"epoch": epoch, **means}
-                if val is not None:
-                    row["val_accuracy"] = accuracy(student, val, run.networks.forward)
-                rows.append({**row, "lr": lr, "seconds": time.perf_counter() - started})
-    finally:
-        run.optimiser.zero_grad(set_to_none=True)
-    return pandas.DataFrame(rows)
-
-
-def train_epoch(run: Run, train: Batches, epoch: int, bar: tqdm) -> tuple[dict, float]:
-    """Train on every batch once; means over the epoch, and the last step's learning rate."""
-    run.networks.student.train()
-    means = Means(epoch)
-    for step, (inputs, labels) in enumerate(train, start=1):
-        lr = run.schedule.get_last_lr()[0]
-        means.add(len(labels), **train_step(run, inputs, labels))
-        bar.update(len(labels))
-        if step % STEPS_BETWEEN_READINGS == 0 or step == len(train):
-            now = means.read()
-            bar.set_postfix(
-                epoch=epoch, loss=f"{now['loss']:.4g}", accuracy=f"{now['train_accuracy']:.3f}"
-            )
-    return now, lr
-
-
-def train_step(run: Run, inputs: Any, labels: Tensor) -> dict[str, Tensor]:
-    """One step on one batch; the loss, its parts and the accuracy, still on the device."""
-    networks = run.networks
-    teacher_features, teacher_logits = networks.ask_teacher(inputs)
-    student_features, logits = networks.ask_student(inputs)  # detached behind the cut, if any
-    loss, parts = networks.objective(
-        StepTensors(
-            labels, logits, teacher_logits, student_features, teacher_features, networks.projectors
-        )
+    at = Progress()
+    if run.checkpoints is not None and (state := run.checkpoints.load()) is not None:
+        restore(run, at, state)
+    bar = tqdm(
+        total=run.recipe.epochs * run.train.order.n_samples,
+        initial=(at.epoch - 1) * run.train.order.n_samples + at.step * run.recipe.batch_size,
+        desc="distill",
+        unit=" samples",
+        unit_scale=True,
+        disable=not progress or not world().is_first,
     )
-    run.optimiser.zero_grad(set_to_none=True)
-    loss.backward()
-    if run.clip_norm is not None:
-        for group in networks.groups:
-            nn.utils.clip_grad_norm_(group, run.clip_norm)
-    run.optimiser.step()
-    run.schedule.step()
-    return {"loss": loss, **parts, "train_accuracy": (logits.argmax(1) == labels).float().mean()}
+    try:
+        with bar:
+            while at.epoch <= run.recipe.epochs:
+                train_epoch(run, at, bar)
+    finally:
+        for optimiser in run.optimisers:
+            optimiser.zero_grad(set_to_none=True)
+    return pandas.DataFrame(at.rows)
 
 
-def accuracy(model: nn.Module, batches: Batches, forward: Forward | None = None) -> float:
-    """Share of the samples whose largest logit is their label's, in evaluation mode."""
-    correct = []
-    with evaluating(model):
-        for inputs, labels in batches:
-            logits = first_tensor(call(model, inputs, forward))
-            correct.append((logits.argmax(1) == labels).sum())
-    return int(torch.stack(correct).sum()) / batches.n_samples
+def train_epoch(run: Run, at: Progress, bar: tqdm) -> None:
+    """Train on every batch once, or on those that are left; then validate and take notes."""
+    run.networks.student.train()
+    n_steps = len(run.train.order)
+    started = time.perf_counter() - at.seconds
+    for parts in run.train.steps(at.epoch, at.step):
+        for n_samples, values in train_step(run, parts):
+            at.means.add(n_samples, **values)
+        at.step += 1
+        bar.update(run.train.order.size_of_step(at.step))
+        total = (at.epoch - 1) * n_steps + at.step
+        due = run.checkpoints is not None and at.step < n_steps and run.checkpoints.due(total)
+        if at.step % STEPS_BETWEEN_READINGS == 0 or at.step == n_steps or due:
+            now = at.means.read(at.epoch)
+            shown = {"loss": f"{now['loss']:.4g}", "accuracy": f"{now['train_accuracy']:.3f}"}
+            bar.set_postfix(epoch=at.epoch, **shown)
+        if due:
+            at.seconds = time.perf_counter() - started
+            run.checkpoints.save(total, state_of(run, at))
+    row = {"epoch": at.epoch, **at.means.of_all_processes(at.epoch, run.device)}
+    if run.val is not None:
+        row["val_accuracy"] = accuracy(run)
+    row |= {"lr": run.lr, "seconds": time.perf_counter() - started}
+    at.rows.append(row)
+    at.epoch, at.step, at.means, at.seconds = at.epoch + 1, 0, Means(), 0.0
+    if run.scalars is not None:
+        run.scalars.write(row)
+    if run.checkpoints is not None:
+        run.checkpoints.save((at.epoch - 1) * n_steps, state_of(run, at))
 
 
-class Means:
-    """Means of an epoch's losses and accuracy, weighted by the sizes of the batches.
+def train_step(run: Run, parts: list[Batch]) -> list[tuple[int, dict[str, Tensor]]]:
+    """One step on one batch, in one or more parts.
 
-    They gather on the device and are read now and then, since each reading waits for the device.
+    Returns
+    -------
+    list of (int, dict of str to Tensor)
+        Of each part the number of samples; loss, its parts and accuracy, still on the device.
     """
+    done = []
+    for optimiser in run.optimisers:
+        optimiser.zero_grad(set_to_none=True)
+    for batch in parts:
+        inputs = run.prepared(batch.inputs, augment=True)
+        teacher_features, teacher_logits = run.ask_teacher(inputs, batch.index)
+        with gradients_averaged(run.model, now=batch is parts[-1]):
+            loss, losses, logits = run.model(
+                inputs, batch.labels, teacher_features, teacher_logits
+            )  # behind the cut, if there is one, the logits have no way back to the backbone
+            run.scaler.scale(loss * batch.share).backward()
+        hits = (logits.argmax(1) == batch.labels).to(loss.dtype).mean()
+        done.append((len(batch.labels), {"loss": loss, **losses, "train_accuracy": hits}))
+    groups = zip(run.optimisers, run.networks.groups, run.recipe.clip_norms, strict=False)
+    for optimiser, parameters, norm in groups:
+        if norm is not None:
+            run.scaler.unscale_(optimiser)
+            nn.utils.clip_grad_norm_(parameters, norm)
+        run.scaler.step(optimiser)  # under fp16 left out where this group's gradient overflowed
+    run.scaler.update()
+    run.advance()
+    return done
 
-    def __init__(self, epoch: int) -> None:
-        self.epoch, self.names = epoch, []
-        self.unread: Tensor | None = None
-        self.sums: list[float] = []
-        self.n_samples = 0
 
-    def add(self, n_samples: int, **values: Tensor) -> None:
-        """Take the means of one more batch."""
-        self.names = list(values)
-        batch = torch.stack([value.detach().float() for value in values.values()]) * n_samples
-        self.unread = batch if self.unread is None else self.unread + batch
-        self.n_samples += n_samples
-
-    def read(self) -> dict[str, float]:
-        """Means so far, as Python numbers; ``RuntimeError`` if one is NaN or infinite."""
-        unread = self.unread.tolist()
-        self.sums = [a + b for a, b in zip(self.sums or [0.0] * len(unread), unread, strict=True)]
-        self.unread = None
-        broken = [
-            name
-            for name, total in zip(self.names, self.sums, strict=True)
-            if not math.isfinite(total)
-        ]
-        if broken:
-            part = next((name for name in broken if name != "loss"), "loss")
-            raise RuntimeError(
-                f"loss part {part!r} became NaN or infinite in epoch {self.epoch}; a smaller lr or "
-                "clip_norm=1.0 may help"
-            )
-        return {n: total / self.n_samples for n, total in zip(self.names, self.sums, strict=True)}
+def accuracy(run: Run) -> float:
+    """Share of the validation samples whose largest logit is their label's, in evaluation mode."""
+    student, forward = run.networks.student, run.networks.forward
+    correct = torch.zeros((), dtype=torch.int64, device=run.device)
+    with evaluating(student), run.recipe.autocast(run.device)():
+        for (batch,) in run.val.steps(epoch=0):
+            logits = first_tensor(call(student, run.prepared(batch.inputs), forward))
+            correct += (logits.argmax(1) == batch.labels).sum()
+    return int(summed(correct)) / run.val.order.n_samples

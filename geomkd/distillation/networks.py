@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import math
-import numbers
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
-from geomkd.checks import check_int
-from geomkd.distillation.cut import split_student, student_outputs
-from geomkd.distillation.objectives import OBJECTIVES
-from geomkd.distillation.projectors import make_projectors
-from geomkd.hooks import capture, features_of
+from geomkd.distillation.cut import split_student
+from geomkd.distillation.losses import at_least_float32
+from geomkd.distillation.objectives import StepTensors, projectors_of
+from geomkd.distillation.order import seed_of
+from geomkd.distillation.projectors import Meeting
+from geomkd.distillation.rivals import OBJECTIVES
+from geomkd.distillation.teacher_head import WithTeacherHead
+from geomkd.distributed import world
+from geomkd.hooks import features_of
 from geomkd.layers import Layer, describe_layers
 from geomkd.models import Forward, call, evaluating, first_tensor, unwrap
 
@@ -31,13 +33,16 @@ class Networks:
     Attributes
     ----------
     student, teacher : nn.Module
-        ``teacher`` is None where the objective needs none.
+        ``teacher`` is None where the objective needs none. The student is the one that was given,
+        or with its teacher's head in place of its own.
     objective : callable
         One of :mod:`geomkd.distillation.objectives` or like them.
     pairs : list of (str, str)
         Teacher layer and student layer; empty where the objective uses no features.
-    projectors : nn.ModuleList
-        One per pair.
+    student_layers : list of str
+        Layers of ``student`` whose features the objective sees, one per pair.
+    projectors : nn.Module
+        What the objective trains beside the student.
     cut : str or None
         Student layer behind which the head trains on detached features.
     groups : list of list of nn.Parameter
@@ -52,32 +57,59 @@ class Networks:
     teacher: nn.Module | None
     objective: Any
     pairs: Pairs
-    projectors: nn.ModuleList
+    student_layers: list[str]
+    projectors: nn.Module
     cut: str | None
     groups: list[list[nn.Parameter]]
     n_classes: int
     forward: Forward | None
 
-    def ask_teacher(self, inputs: Any) -> tuple[list[Tensor], Tensor | None]:
-        """Features of the paired layers and logits, whichever the objective uses."""
-        if self.teacher is None:
-            return [], None
-        names = [teacher_layer for teacher_layer, _ in self.pairs]
-        with evaluating(self.teacher):
-            if not self.objective.uses_teacher_logits:  # no further than the last paired layer
-                features = features_of(self.teacher, inputs, names, forward=self.forward)
-                return [features[name] for name in names], None
-            with capture(self.teacher, names) as features:
-                logits = first_tensor(call(self.teacher, inputs, self.forward))
-        return [features[name] for name in names], logits
+    @property
+    def teacher_layers(self) -> list[str]:
+        """Layers of the teacher whose features the objective sees, one per pair."""
+        return [name for name, _ in self.pairs]
 
-    def ask_student(self, inputs: Any) -> tuple[list[Tensor], Tensor]:
-        """Live features of the paired layers, and logits behind the cut."""
-        names = [student_layer for _, student_layer in self.pairs]
-        features, logits = student_outputs(
-            self.student, inputs, names, cut=self.cut, forward=self.forward
+
+class StudentStep(nn.Module):
+    """Student, projectors and objective as one module: what is compiled and made data-parallel.
+
+    Parameters
+    ----------
+    networks : Networks
+        Of which student and projectors become submodules.
+    features : dict of str to Tensor
+        What `tapped` yields; read after the student has run.
+    autocast : callable
+        Makes the context that the student runs in; the losses are outside of it.
+    """
+
+    def __init__(self, networks: Networks, features: dict[str, Tensor], autocast: Any) -> None:
+        super().__init__()
+        self.student, self.projectors = unwrap(networks.student), networks.projectors
+        self.networks, self.features, self.autocast = networks, features, autocast
+
+    def forward(
+        self,
+        inputs: Any,
+        labels: Tensor,
+        teacher_features: Sequence[Tensor],
+        teacher_logits: Tensor | None,
+    ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+        """Loss, its named parts, and the student's logits."""
+        networks = self.networks
+        with self.autocast():
+            logits = first_tensor(call(self.student, inputs, networks.forward))
+        student_features = [self.features[name] for name in networks.student_layers]
+        step = StepTensors(
+            labels,
+            at_least_float32(logits),
+            teacher_logits,
+            [at_least_float32(x) for x in student_features],
+            [at_least_float32(x) for x in teacher_features],
+            self.projectors,
         )
-        return [features[name] for name in names], logits
+        loss, parts = networks.objective(step)
+        return loss, parts, logits
 
 
 def join(
@@ -87,6 +119,8 @@ def join(
     pairs: Any,
     example: Any,
     *,
+    batch_size: int = 1,
+    samples: Any = None,
     seed: int = 0,
     forward: Forward | None = None,
 ) -> Networks:
@@ -98,6 +132,10 @@ def join(
         As in :func:`geomkd.distill`.
     example : Any
         A small batch of inputs, on the student's device.
+    batch_size : int
+        Samples that the loss sees at a time.
+    samples : callable, optional
+        Returns batches of inputs that principal components are fitted on; by default the example.
 
     Raises
     ------
@@ -106,25 +144,51 @@ def join(
     """
     n_classes = _n_logits(student, "student", example, forward)
     teacher = _checked_teacher(student, teacher, objective, example, n_classes, forward)
-    trained = [parameter for parameter in student.parameters() if parameter.requires_grad]
-    if not trained:
-        raise ValueError("the student has no parameter to train: none has requires_grad")
-    cut, groups, projectors = None, [trained], nn.ModuleList()
+    generator = Generator().manual_seed(seed)
     pairs = checked_pairs(pairs) if objective.uses_features else []
-    if objective.uses_features:
-        layers = list(
-            zip(
-                _described(teacher, "teacher", [name for name, _ in pairs], example, forward),
-                _described(student, "student", [name for _, name in pairs], example, forward),
-                strict=True,
-            )
+    student_layers = [name for _, name in pairs]
+    theirs = _described(teacher, "teacher", [name for name, _ in pairs], example, forward)
+    ours = _described(student, "student", student_layers, example, forward)
+    if getattr(objective, "uses_teacher_head", False):
+        options = {"forward": forward, "generator": generator}
+        student = WithTeacherHead(student, teacher, pairs[-1], example, **options)
+        pairs, theirs, student_layers = pairs[-1:], theirs[-1:], ["projector"]
+        student = student.to(next(student.parameters()))
+        ours = _described(student, "student", student_layers, example, forward)
+        n_classes = _n_logits(student, "student", example, forward)
+    split = split_student(student, example, ours, cut_head=objective.detaches_head, forward=forward)
+    projectors = nn.ModuleList()
+    if pairs:
+
+        def teacher_features() -> list[Tensor]:
+            names = [name for name, _ in pairs]
+            with evaluating(teacher):
+                each = [
+                    features_of(teacher, inputs, names, forward=forward)
+                    for inputs in (samples() if samples else [example])
+                ]
+            return [torch.cat([found[name] for found in each]) for name in names]
+
+        meeting = Meeting(
+            list(zip(theirs, ours, strict=True)), batch_size, generator, teacher_features
         )
-        projectors = make_projectors(layers, seed=seed).to(trained[0])
-        if objective.detaches_head:
-            split = split_student(student, example, [layer for _, layer in layers], forward=forward)
-            cut, groups = split.cut, [split.backbone, split.head]
-        groups[0] = groups[0] + list(projectors.parameters())
-    return Networks(student, teacher, objective, pairs, projectors, cut, groups, n_classes, forward)
+        parameter = split.backbone[0]
+        at_least = torch.promote_types(parameter.dtype, torch.float32)
+        projectors = projectors_of(objective, meeting).to(parameter.device, at_least)
+    groups = [split.backbone + list(projectors.parameters())]
+    groups += [split.head] if split.head else []
+    return Networks(
+        student,
+        teacher,
+        objective,
+        pairs,
+        student_layers,
+        projectors,
+        split.cut,
+        groups,
+        n_classes,
+        forward,
+    )
 
 
 def as_objective(objective: Any) -> Any:
@@ -160,26 +224,11 @@ def checked_pairs(pairs: Any) -> Pairs:
     return pairs
 
 
-def check_options(
-    epochs: Any, batch_size: Any, seed: Any, lr: Any, weight_decay: Any, clip_norm: Any
-) -> None:
-    """Check the numbers among the options of a run."""
-    check_int(epochs, "epochs", least=1)
-    check_int(batch_size, "batch_size", least=1)
-    check_int(seed, "seed", least=0)
-    for name, value in (("lr", lr), ("weight_decay", weight_decay), ("clip_norm", clip_norm)):
-        if name == "clip_norm" and value is None:
-            continue
-        if isinstance(value, bool) or not isinstance(value, numbers.Real):
-            raise TypeError(f"{name} must be a number; got {type(value).__name__} {value!r}")
-        if not 0 <= value < math.inf or (value == 0 and name != "weight_decay"):
-            least = "at least 0" if name == "weight_decay" else "above 0"
-            raise ValueError(f"{name} must be finite and {least}; got {value}")
-
-
 @contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Within, the random draws of layers and data sets follow the seed; afterwards as before."""
+    """Within, the random draws of layers follow seed and process; afterwards as before."""
+    if world().rank:
+        seed = seed_of(seed, world().rank)
     on_accelerator = device.index is not None
     devices = range(torch.get_device_module(device).device_count()) if on_accelerator else ()
     with torch.random.fork_rng(devices, device_type=device.type):
@@ -188,9 +237,22 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
         yield
 
 
-def device_of(student: nn.Module) -> torch.device:
-    """Device of the student's first parameter."""
+def placed(
+    student: nn.Module,
+    teacher: nn.Module | None,
+    device: torch.device | str | None,
+    *,
+    channels_last: bool = False,
+) -> torch.device:
+    """Move both models where they are trained, and return the device of the student."""
+    for name, model in (("student", student), ("teacher", teacher)):
+        if not isinstance(model, nn.Module) and not (name == "teacher" and model is None):
+            raise TypeError(f"{name} must be a torch.nn.Module; got {type(model).__name__}")
+    options = {"memory_format": torch.channels_last} if channels_last else {}
+    student.to(device, **options)
     for parameter in student.parameters():
+        if teacher is not None:
+            teacher.to(parameter.device, **options)
         return parameter.device
     raise ValueError("the student has no parameters")
 
@@ -237,8 +299,10 @@ def _n_logits(model: nn.Module, name: str, example: Any, forward: Forward | None
 
 
 def _described(
-    model: nn.Module, name: str, layers: list[str], example: Any, forward: Forward | None
+    model: nn.Module | None, name: str, layers: list[str], example: Any, forward: Forward | None
 ) -> list[Layer]:
+    if not layers:
+        return []
     try:
         return describe_layers(model, layers, example, forward=forward)
     except ValueError as error:

@@ -2,18 +2,28 @@
 
 Any object will do that has the attributes ``name`` (str), ``uses_features`` (teacher and student
 features of the paired layers), ``uses_teacher_logits`` and ``detaches_head`` (bool), and that,
-called with a :class:`StepTensors`, returns the loss and a dict of its named parts.
+called with a :class:`StepTensors`, returns the loss and a dict of its named parts. Where it trains
+modules of its own, ``make_projectors(meeting)`` makes them; else it is given one linear projector a
+pair. Objectives can be added: ``Features() + LogitDistillation(ce_weight=0)``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from geomkd.distillation.losses import (
+    DISTANCES,
+    NORMALIZATIONS,
+    cross_entropy,
+    softened_divergence,
+    standardized_rows,
+)
+from geomkd.distillation.matching import PAIRINGS, Matching
+from geomkd.distillation.projectors import PROJECTORS, Meeting, linear_projectors
 
 Loss = tuple[Tensor, dict[str, Tensor]]
 
@@ -31,9 +41,9 @@ class StepTensors:
     teacher_logits : Tensor, shape (B, n_classes), or None
         The teacher's, where the objective uses them.
     student_features, teacher_features : sequence of Tensor
-        Features of each pair of layers, as the layers give them.
-    projectors : nn.ModuleList
-        One module per pair; ``projector(student, teacher)`` gives projected features and target.
+        Features of each pair of layers, as the layers give them, at least in float32.
+    projectors : nn.Module
+        What the objective's ``make_projectors`` made.
     """
 
     labels: Tensor
@@ -41,15 +51,92 @@ class StepTensors:
     teacher_logits: Tensor | None = None
     student_features: Sequence[Tensor] = ()
     teacher_features: Sequence[Tensor] = ()
-    projectors: nn.ModuleList = field(default_factory=nn.ModuleList)
+    projectors: nn.Module = field(default_factory=nn.ModuleList)
+
+
+class Objective:
+    """What the objectives here have in common.
+
+    Attributes
+    ----------
+    name : str
+        As in ``distill(..., objective=name)``.
+    uses_features, uses_teacher_logits : bool
+        What is asked of the networks.
+    detaches_head : bool
+        Whether the student goes on with detached features behind its last paired layer.
+    full_batches : bool
+        Whether a shorter last batch has to be left out.
+    uses_teacher_head : bool
+        Whether the student gets the teacher's head in place of its own.
+    """
+
+    name: ClassVar[str]
+    uses_features: ClassVar[bool] = False
+    uses_teacher_logits: ClassVar[bool] = False
+    detaches_head: bool = False
+    full_batches: bool = False
+    uses_teacher_head: ClassVar[bool] = False
+
+    def make_projectors(self, meeting: Meeting) -> nn.Module:
+        """Modules that are trained beside the student; none by default."""
+        return nn.ModuleList()
+
+    def __add__(self, other: Objective) -> Sum:
+        return Sum((*getattr(self, "terms", (self,)), *getattr(other, "terms", (other,))))
+
+
+class Sum(Objective):
+    """Sum of objectives, each with its own weights and projectors.
+
+    The losses are added as they are: where both have a cross entropy, it counts twice. The head is
+    detached if one of them detaches it.
+
+    Parameters
+    ----------
+    terms : sequence of objectives
+        Usually made by ``+``.
+
+    Examples
+    --------
+    >>> both = Features() + LogitDistillation(ce_weight=0.0)
+    >>> both.name, both.uses_teacher_logits, both.detaches_head
+    ('features+kd', True, True)
+    """
+
+    def __init__(self, terms: Sequence[Objective]) -> None:
+        self.terms = tuple(terms)
+        for term in self.terms:
+            if term.uses_teacher_head:
+                raise ValueError(f"objective {term.name!r} replaces the head: it stands alone")
+        self.name = "+".join(term.name for term in self.terms)
+        for flag in ("uses_features", "uses_teacher_logits", "detaches_head", "full_batches"):
+            setattr(self, flag, any(getattr(term, flag) for term in self.terms))
+
+    def make_projectors(self, meeting: Meeting) -> nn.ModuleList:
+        """One module of projectors per term."""
+        return nn.ModuleList(term.make_projectors(meeting) for term in self.terms)
+
+    def __call__(self, step: StepTensors) -> Loss:
+        """Loss of the step, and its parts with the number of their term: ``1_features``."""
+        total, parts = 0.0, {}
+        for i, (term, projectors) in enumerate(zip(self.terms, step.projectors, strict=True), 1):
+            loss, own = term(replace(step, projectors=projectors))
+            total = total + loss
+            parts |= {f"{i}_{name}": part for name, part in own.items()}
+        return total, parts
+
+    def __repr__(self) -> str:
+        return " + ".join(map(repr, self.terms))
 
 
 @dataclass(frozen=True)
-class CrossEntropy:
+class CrossEntropy(Objective):
     """Cross entropy on the labels: the student's baseline, no teacher.
 
     Examples
     --------
+    >>> import torch
     >>> step = StepTensors(labels=torch.tensor([0]), logits=torch.zeros(1, 2))
     >>> loss, parts = CrossEntropy()(step)
     >>> round(float(loss), 4)
@@ -57,18 +144,15 @@ class CrossEntropy:
     """
 
     name: ClassVar[str] = "ce"
-    uses_features: ClassVar[bool] = False
-    uses_teacher_logits: ClassVar[bool] = False
-    detaches_head: ClassVar[bool] = False
 
     def __call__(self, step: StepTensors) -> Loss:
         """Loss of the step and its part ``cross_entropy``."""
-        loss = cross_entropy(step)
+        loss = cross_entropy(step.logits, step.labels)
         return loss, {"cross_entropy": loss}
 
 
 @dataclass(frozen=True)
-class LogitDistillation:
+class LogitDistillation(Objective):
     """Cross entropy on the labels and on the teacher's softened predictions.
 
     ``ce_weight * CE + kd_weight * T^2 * KL(teacher || student)``, both averaged over the batch.
@@ -83,6 +167,13 @@ class LogitDistillation:
     References
     ----------
     Hinton, Vinyals, Dean: Distilling the knowledge in a neural network. arXiv:1503.02531.
+
+    Examples
+    --------
+    >>> import torch
+    >>> step = StepTensors(torch.tensor([0]), torch.zeros(1, 2), torch.tensor([[1.1, 0.0]]))
+    >>> {name: round(float(part), 4) for name, part in LogitDistillation()(step)[1].items()}
+    {'cross_entropy': 0.6931, 'kd': 0.1494}
     """
 
     temperature: float = 4.0
@@ -90,24 +181,45 @@ class LogitDistillation:
     kd_weight: float = 0.9
 
     name: ClassVar[str] = "kd"
-    uses_features: ClassVar[bool] = False
     uses_teacher_logits: ClassVar[bool] = True
-    detaches_head: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        if not self.temperature > 0:
-            raise ValueError(f"temperature must be above 0; got {self.temperature}")
+        check_temperature(self.temperature)
 
     def __call__(self, step: StepTensors) -> Loss:
         """Loss of the step and its parts ``cross_entropy`` and ``kd``."""
-        ce = cross_entropy(step)
-        kd = softened_divergence(step.logits, step.teacher_logits, self.temperature)
+        ce = cross_entropy(step.logits, step.labels)
+        kd = self.divergence(step)
         return self.ce_weight * ce + self.kd_weight * kd, {"cross_entropy": ce, "kd": kd}
+
+    def divergence(self, step: StepTensors) -> Tensor:
+        """Divergence of the softened predictions."""
+        return softened_divergence(step.logits, step.teacher_logits, self.temperature)
 
 
 @dataclass(frozen=True)
-class Features:
-    """Mean squared error on paired features for the backbone, cross entropy for the head.
+class StandardizedLogitDistillation(LogitDistillation):
+    """Logit distillation on logits that are standardised row by row.
+
+    References
+    ----------
+    Sun et al.: Logit standardization in knowledge distillation. arXiv:2403.01427.
+    """
+
+    temperature: float = 2.0
+    kd_weight: float = 9.0
+
+    name: ClassVar[str] = "kd_standardized"
+
+    def divergence(self, step: StepTensors) -> Tensor:
+        """Divergence of the softened predictions, of standardised logits."""
+        student, teacher = map(standardized_rows, (step.logits, step.teacher_logits))
+        return softened_divergence(student, teacher, self.temperature)
+
+
+@dataclass(frozen=True)
+class Features(Objective):
+    """Error of paired features for the backbone, cross entropy for the head.
 
     The head is everything after the last paired student layer. It trains on features detached
     there, so that no logit loss reaches the backbone.
@@ -116,79 +228,74 @@ class Features:
     ----------
     normalize : {"none", "channel"}
         ``"channel"`` standardises each channel of the targets over the batch and its positions.
+    pairing : {"one_to_one", "all", "attention"}
+        Which student layer learns from which teacher layer: the pairs as given; each from all of
+        them; or each from all, weighted by learned attention (see `LayerAttention`).
+    projector : {"linear", "mlp", "pca", "none"}
+        How student features meet teacher features, see `Projector`.
+    distance : {"mse", "cosine", "huber"}
+        Error of the projected features.
+    detaches_head : bool
+        False lets the cross entropy reach the backbone too.
 
     Notes
     -----
-    With k pairs, ``sum(MSE(projector(f_student), f_teacher)) / k + CE``.
+    With k pairs, ``sum(MSE(projector(f_student), f_teacher)) / k + CE``. The standardisation, and
+    the attention, see the samples of one process and one accumulated part of a batch.
+
+    References
+    ----------
+    Cooper et al.: Logit-based losses limit the effectiveness of feature knowledge distillation.
+    arXiv:2511.14981.
     """
 
     normalize: str = "none"
+    pairing: str = "one_to_one"
+    projector: str = "linear"
+    distance: str = "mse"
+    detaches_head: bool = True
 
     name: ClassVar[str] = "features"
     uses_features: ClassVar[bool] = True
-    uses_teacher_logits: ClassVar[bool] = False
-    detaches_head: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if self.normalize not in ("none", "channel"):
-            raise ValueError(f"normalize must be 'none' or 'channel'; got {self.normalize!r}")
+        choices = (NORMALIZATIONS, PAIRINGS, PROJECTORS, DISTANCES)
+        options = ("normalize", "pairing", "projector", "distance")
+        for option, allowed in zip(options, choices, strict=True):
+            if getattr(self, option) not in allowed:
+                raise ValueError(
+                    f"{option} must be {' or '.join(map(repr, allowed))}; "
+                    f"got {getattr(self, option)!r}"
+                )
+
+    @property
+    def full_batches(self) -> bool:
+        """Attention has a fixed batch size."""
+        return self.pairing == "attention"
+
+    def make_projectors(self, meeting: Meeting) -> Matching:
+        """Projectors, and the attention where there is one."""
+        return Matching(meeting, pairing=self.pairing, projector=self.projector)
 
     def __call__(self, step: StepTensors) -> Loss:
         """Loss of the step and its parts ``features`` and ``cross_entropy``."""
-        pairs = zip(step.projectors, step.student_features, step.teacher_features, strict=True)
-        errors = []
-        for projector, student, teacher in pairs:
-            projected, target = map(at_least_float32, projector(student, teacher))
-            if self.normalize == "channel":
-                target = standardize_channels(target)
-            errors.append(F.mse_loss(projected, target.to(projected.dtype)))
-        features = torch.stack(errors).mean()
-        ce = cross_entropy(step)
+        features = step.projectors(
+            step.student_features,
+            step.teacher_features,
+            distance=self.distance,
+            normalize=self.normalize,
+        )
+        ce = cross_entropy(step.logits, step.labels)
         return features + ce, {"features": features, "cross_entropy": ce}
 
 
-OBJECTIVES = {
-    objective.name: objective for objective in (Features, CrossEntropy, LogitDistillation)
-}
+def projectors_of(objective: object, meeting: Meeting) -> nn.Module:
+    """What the objective makes, or one linear projector a pair for one that makes nothing."""
+    make = getattr(objective, "make_projectors", None)
+    return linear_projectors(meeting) if make is None else make(meeting)
 
 
-def cross_entropy(step: StepTensors) -> Tensor:
-    """Cross entropy of the student's logits, at least in float32, averaged over the batch."""
-    return F.cross_entropy(at_least_float32(step.logits), step.labels)
-
-
-def softened_divergence(logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
-    """T^2 KL(softmax(teacher / T) || softmax(student / T)), averaged over the batch.
-
-    Parameters
-    ----------
-    logits, teacher_logits : Tensor, shape (B, n_classes)
-        Student's and teacher's.
-    temperature : float
-        T; the factor T^2 keeps the gradient's size independent of it.
-    """
-    student = F.log_softmax(at_least_float32(logits) / temperature, dim=1)
-    teacher = F.log_softmax(at_least_float32(teacher_logits) / temperature, dim=1)
-    divergence = F.kl_div(
-        student, teacher.to(student.dtype), reduction="batchmean", log_target=True
-    )
-    return temperature**2 * divergence
-
-
-def standardize_channels(target: Tensor) -> Tensor:
-    """Each channel, the second axis, with mean 0 and variance 1 over all other axes.
-
-    Parameters
-    ----------
-    target : Tensor, shape (B, C, ...)
-        A channel that is constant becomes 0.
-    """
-    axes = [axis for axis in range(target.ndim) if axis != 1]
-    variance, mean = torch.var_mean(target, dim=axes, correction=0, keepdim=True)
-    # Relative to the mean, so that rounding in a constant channel is not blown up to noise.
-    return (target - mean) / (variance.sqrt() + 1e-5 * mean.abs() + 1e-12)
-
-
-def at_least_float32(tensor: Tensor) -> Tensor:
-    """Half precision widened for a loss; float32 and float64 as they are."""
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+def check_temperature(temperature: float) -> None:
+    """Refuse a temperature that is not above 0."""
+    if not temperature > 0:
+        raise ValueError(f"temperature must be above 0; got {temperature}")

@@ -3,37 +3,106 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
-from torch.nn.utils import skip_init
 
 from geomkd.layers import Layer
 
+PROJECTORS = ("linear", "mlp", "pca", "none")
 PREFIX_TOKENS = (0, 1, 2, 5)  # none, a class token, with a distillation token, with four registers
 CHANNEL_AXIS = {"map": 0, "map_last": -1, "tokens": -1, "vector": -1}  # of one sample's shape
 
 
-class Projector(nn.Module):
-    """Takes the features of a student layer to the shape of a teacher layer's.
+@dataclass(frozen=True)
+class Meeting:
+    """What an objective is told before training, to make the modules that it trains.
 
-    A bias-free 1x1 convolution for maps, a bias-free linear layer over the features of vectors
-    and of tokens that are the same number on both sides. Everything else meets on a grid: the
-    larger one is average-pooled to the smaller before the projection.
+    Attributes
+    ----------
+    pairs : list of (Layer, Layer)
+        Teacher layer and student layer.
+    batch_size : int
+        Samples that the loss sees at a time: of one process and one accumulated part of a batch.
+    generator : torch.Generator
+        Source of initial weights.
+    teacher_features : callable
+        Returns the teacher's features of each pair, of some hundred training samples.
+    """
+
+    pairs: Sequence[tuple[Layer, Layer]]
+    batch_size: int
+    generator: Generator
+    teacher_features: Callable[[], Sequence[Tensor]]
+
+
+class Alignment(nn.Module):
+    """Two layers' features as maps on one grid.
+
+    Tokens that are the same number on both sides become a map (B, C, T, 1), a vector one of a
+    single position. Where the positions differ tokens lie on a square grid, without leading tokens
+    that do not fit, and the larger grid is average-pooled to the smaller.
 
     Parameters
     ----------
     student, teacher : Layer
         The two layers, for their kinds and shapes.
+    spatial : bool
+        Whether tokens lie on a square grid in any case.
+
+    Raises
+    ------
+    ValueError
+        A layer that is neither map, tokens nor vector, or tokens that form no square grid where one
+        is needed.
+    """
+
+    def __init__(self, student: Layer, teacher: Layer, *, spatial: bool = False) -> None:
+        super().__init__()
+        for layer in (student, teacher):
+            channels(layer)
+        self.student_kind, self.teacher_kind = student.kind, teacher.kind
+        self.on_grid = spatial or not _same_positions(student, teacher)
+        if self.on_grid:
+            for layer in (student, teacher):
+                check_grid(layer)
+
+    def forward(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+        """Both sides as maps (B, C, H, W) of the same H and W."""
+        if not self.on_grid:
+            return to_map(student, self.student_kind), to_map(teacher, self.teacher_kind)
+        student = to_grid(student, self.student_kind)
+        teacher = to_grid(teacher, self.teacher_kind)
+        grid = (min(student.shape[2], teacher.shape[2]), min(student.shape[3], teacher.shape[3]))
+        return pooled_to(student, grid), pooled_to(teacher, grid)
+
+
+class Projector(nn.Module):
+    """Takes the features of a student layer to the shape of a teacher layer's.
+
+    Both sides become maps on one grid first, see `Alignment`.
+
+    Parameters
+    ----------
+    student, teacher : Layer
+        The two layers, for their kinds and shapes.
+    kind : str
+        ``"linear"``: a 1x1 convolution. ``"mlp"``: 1x1, 3x3 and 1x1 convolutions, twice the
+        teacher's channels between them. ``"bottleneck"``: the same with half the teacher's
+        channels, batch normalisation and ReLU after the last one too. ``"hint"``: a 1x1
+        convolution, batch normalisation, ReLU. ``"none"``: nothing; the channels must be as many.
+        No convolution has a bias. Inner convolutions are followed by batch normalisation and ReLU.
     generator : torch.Generator, optional
         Source of the initial weights; the global one by default.
 
     Raises
     ------
     ValueError
-        A layer that is neither map, tokens nor vector, or tokens that form no square grid where
-        one is needed.
+        A layer that is neither map, tokens nor vector, tokens that form no square grid where one is
+        needed, or channels that differ without a projector.
 
     Examples
     --------
@@ -47,20 +116,24 @@ class Projector(nn.Module):
     """
 
     def __init__(
-        self, student: Layer, teacher: Layer, *, generator: Generator | None = None
+        self,
+        student: Layer,
+        teacher: Layer,
+        *,
+        kind: str = "linear",
+        generator: Generator | None = None,
     ) -> None:
         super().__init__()
-        channels = [_channels(layer) for layer in (student, teacher)]
-        self.student_kind, self.teacher_kind = student.kind, teacher.kind
-        self.on_grid = not _same_positions(student, teacher)
-        if self.on_grid:
-            for layer in (student, teacher):
-                _check_grid(layer)
-            self.project = skip_init(nn.Conv2d, *channels, kernel_size=1, bias=False)
-        else:
-            self.project = skip_init(nn.Linear, *channels, bias=False)
-        # What a fresh nn.Conv2d or nn.Linear draws, from a generator of our own.
-        nn.init.kaiming_uniform_(self.project.weight, a=math.sqrt(5), generator=generator)
+        before, after = (channels(layer) for layer in (student, teacher))
+        # A 3x3 convolution looks at neighbours.
+        self.align = Alignment(student, teacher, spatial=kind in ("mlp", "bottleneck"))
+        if kind == "none" and before != after:
+            raise ValueError(
+                f"without a projector both layers need as many channels; got {before} of the "
+                f"student's {student.name!r} and {after} of the teacher's {teacher.name!r}"
+            )
+        self.project = _network(kind, before, after)
+        reset(self.project, generator)
 
     def forward(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
         """Projected student features and their target.
@@ -72,35 +145,80 @@ class Projector(nn.Module):
 
         Returns
         -------
-        projected, target : Tensor, shape (B, C) or (B, C, T) or (B, C, H, W)
-            Both of the same shape, with the teacher's channels on the second axis.
+        projected, target : Tensor, shape (B, C, H, W)
+            Both of the same shape, with the teacher's channels.
         """
-        if not self.on_grid:
-            return self.project(student).movedim(-1, 1), teacher.movedim(-1, 1)
-        student = to_grid(student, self.student_kind)
-        teacher = to_grid(teacher, self.teacher_kind)
-        grid = (min(student.shape[2], teacher.shape[2]), min(student.shape[3], teacher.shape[3]))
-        return self.project(_pooled(student, grid)), _pooled(teacher, grid)
+        student, target = self.align(student, teacher)
+        return self.project(student), target
 
 
-def make_projectors(pairs: Sequence[tuple[Layer, Layer]], *, seed: int = 0) -> nn.ModuleList:
-    """One seeded projector per (teacher layer, student layer); errors name the pair.
+class PrincipalComponents(Projector):
+    """Takes the teacher's features to the student's channels; the student's stay as they are.
+
+    The target is the teacher's features in the basis of their first principal components over
+    channels, as many as the student has channels, fitted before training on some hundred samples.
 
     Parameters
     ----------
-    pairs : sequence of (Layer, Layer)
-        Teacher layer and student layer.
-    seed : int
-        Seed of the initial weights.
+    student, teacher : Layer
+        The two layers.
+    features : Tensor
+        The teacher's features that the components are fitted on, the batch axis first.
+
+    Raises
+    ------
+    ValueError
+        As in `Projector`, or a student with more channels than the teacher.
     """
-    generator = Generator().manual_seed(seed)
-    projectors = nn.ModuleList()
-    for teacher, student in pairs:
-        try:
-            projectors.append(Projector(student, teacher, generator=generator))
-        except ValueError as error:
-            raise ValueError(f"pair {(teacher.name, student.name)}: {error}") from None
-    return projectors
+
+    def __init__(self, student: Layer, teacher: Layer, *, features: Tensor) -> None:
+        before, after = (channels(layer) for layer in (student, teacher))
+        if before > after:
+            raise ValueError(
+                f"principal components need at most as many student channels as teacher channels; "
+                f"got {before} of the student's {student.name!r} and {after} of the teacher's "
+                f"{teacher.name!r}"
+            )
+        nn.Module.__init__(self)
+        self.align, self.project = Alignment(student, teacher), nn.Identity()
+        x = to_map(features, teacher.kind).movedim(1, -1).flatten(0, -2).double()
+        mean = x.mean(dim=0)
+        components = torch.linalg.eigh((x - mean).T @ (x - mean)).eigenvectors.flip(1)[:, :before]
+        # An eigenvector's sign is the library's whim: the largest entry is made positive.
+        largest = components.gather(0, components.abs().argmax(dim=0, keepdim=True))
+        self.register_buffer("mean", mean.float())
+        self.register_buffer("components", (components * largest.sign()).float())
+
+    def forward(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+        """Student features, and the target in the basis of the principal components."""
+        student, teacher = self.align(student, teacher)
+        centred = teacher.movedim(1, -1) - self.mean.to(teacher.dtype)
+        return student, (centred @ self.components.to(teacher.dtype)).movedim(-1, 1)
+
+
+def make_projector(
+    kind: str, meeting: Meeting, teacher_index: int, student_index: int
+) -> Projector:
+    """Projector between the teacher layer of one pair and the student layer of another.
+
+    Raises
+    ------
+    ValueError
+        Layers that cannot meet; the message names the pair.
+    """
+    teacher, student = meeting.pairs[teacher_index][0], meeting.pairs[student_index][1]
+    try:
+        if kind == "pca":
+            features = meeting.teacher_features()[teacher_index]
+            return PrincipalComponents(student, teacher, features=features)
+        return Projector(student, teacher, kind=kind, generator=meeting.generator)
+    except ValueError as error:
+        raise ValueError(f"pair {(teacher.name, student.name)}: {error}") from None
+
+
+def linear_projectors(meeting: Meeting) -> nn.ModuleList:
+    """One linear projector a pair."""
+    return nn.ModuleList(make_projector("linear", meeting, i, i) for i in range(len(meeting.pairs)))
 
 
 def to_grid(features: Tensor, kind: str) -> Tensor:
@@ -113,14 +231,73 @@ def to_grid(features: Tensor, kind: str) -> Tensor:
     kind : {"map", "map_last", "tokens", "vector"}
         What the axes mean.
     """
+    if kind == "tokens":
+        prefix, side = _square(features.shape[1])
+        return features[:, prefix:].transpose(1, 2).unflatten(2, (side, side))
+    return to_map(features, kind)
+
+
+def to_map(features: Tensor, kind: str) -> Tensor:
+    """Features as maps, every token kept: tokens (B, T, C) become (B, C, T, 1)."""
     if kind == "map_last":
         return features.movedim(-1, 1)
     if kind == "vector":
         return features[:, :, None, None]
     if kind == "tokens":
-        prefix, side = _square(features.shape[1])
-        return features[:, prefix:].transpose(1, 2).unflatten(2, (side, side))
+        return features.transpose(1, 2).unsqueeze(-1)
     return features
+
+
+def pooled_to(features: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Maps average-pooled to a grid."""
+    return features if features.shape[2:] == grid else F.adaptive_avg_pool2d(features, grid)
+
+
+def channels(layer: Layer) -> int:
+    """Channels of a layer; ``ValueError`` for one that has no axis of them."""
+    if layer.kind not in CHANNEL_AXIS:
+        raise ValueError(
+            f"layer {layer.name!r} must give maps, tokens or vectors; got {layer.kind!r} features "
+            f"of shape {tuple(layer.shape)} a sample"
+        )
+    return layer.shape[CHANNEL_AXIS[layer.kind]]
+
+
+def check_grid(layer: Layer) -> None:
+    """Refuse tokens that form no square grid."""
+    if layer.kind == "tokens":
+        try:
+            _square(layer.shape[0])
+        except ValueError as error:
+            raise ValueError(f"layer {layer.name!r}: {error}") from None
+
+
+def _network(kind: str, before: int, after: int) -> nn.Module:
+    if kind == "none":
+        return nn.Identity()
+    if kind == "linear":
+        return nn.Conv2d(before, after, 1, bias=False)
+    if kind == "hint":
+        return nn.Sequential(*_unit(before, after, 1))
+    middle = 2 * after if kind == "mlp" else max(1, after // 2)
+    units = [*_unit(before, middle, 1), *_unit(middle, middle, 3)]
+    last = _unit(middle, after, 1)
+    return nn.Sequential(*units, *(last if kind == "bottleneck" else last[:1]))
+
+
+def _unit(before: int, after: int, size: int) -> list[nn.Module]:
+    convolution = nn.Conv2d(before, after, size, padding=size // 2, bias=False)
+    return [convolution, nn.BatchNorm2d(after), nn.ReLU(inplace=True)]
+
+
+def reset(network: nn.Module, generator: Generator | None) -> None:
+    """Draw what fresh layers draw, from a generator of our own."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            nn.init.kaiming_uniform_(module.weight, a=math.sqrt(5), generator=generator)
+            if module.bias is not None:
+                bound = 1 / math.sqrt(module.weight[0].numel())
+                nn.init.uniform_(module.bias, -bound, bound, generator=generator)
 
 
 def _square(n_tokens: int) -> tuple[int, int]:
@@ -134,28 +311,7 @@ def _square(n_tokens: int) -> tuple[int, int]:
     )
 
 
-def _pooled(features: Tensor, grid: tuple[int, int]) -> Tensor:
-    return features if features.shape[2:] == grid else F.adaptive_avg_pool2d(features, grid)
-
-
-def _channels(layer: Layer) -> int:
-    if layer.kind not in CHANNEL_AXIS:
-        raise ValueError(
-            f"layer {layer.name!r} must give maps, tokens or vectors; got {layer.kind!r} features "
-            f"of shape {tuple(layer.shape)} a sample"
-        )
-    return layer.shape[CHANNEL_AXIS[layer.kind]]
-
-
 def _same_positions(student: Layer, teacher: Layer) -> bool:
     if student.kind != teacher.kind or student.kind not in ("tokens", "vector"):
         return False
     return student.shape[:-1] == teacher.shape[:-1]
-
-
-def _check_grid(layer: Layer) -> None:
-    if layer.kind == "tokens":
-        try:
-            _square(layer.shape[0])
-        except ValueError as error:
-            raise ValueError(f"layer {layer.name!r}: {error}") from None

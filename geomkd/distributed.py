@@ -1,0 +1,80 @@
+"""One run on several processes, as torchrun starts them; without it, one process and no cost."""
+
+from __future__ import annotations
+
+import atexit
+import os
+from typing import Any, NamedTuple
+
+import torch.distributed as dist
+from torch import Tensor
+
+
+class World(NamedTuple):
+    """This process among those of the run.
+
+    Attributes
+    ----------
+    rank : int
+        Number of this process, from 0. The first one writes, prints and shows bars.
+    size : int
+        Number of processes.
+    """
+
+    rank: int
+    size: int
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the process that writes."""
+        return self.rank == 0
+
+    def share(self, items: Any) -> Any:
+        """Every ``size``-th item of a sequence, this process's first."""
+        return items[self.rank :: self.size]
+
+
+def world() -> World:
+    """Join the processes that torchrun started, or tell that there is only this one.
+
+    A process group that the caller has made is used as it is. Otherwise torchrun's is made here,
+    with torch's default backends, and left when the process ends.
+
+    Examples
+    --------
+    >>> world()
+    World(rank=0, size=1)
+    """
+    if not dist.is_available():
+        return World(0, 1)
+    if not dist.is_initialized():
+        started = dist.is_torchelastic_launched() and int(os.environ.get("WORLD_SIZE", "1")) > 1
+        if not started:
+            return World(0, 1)
+        dist.init_process_group()
+        atexit.register(_leave)
+    return World(dist.get_rank(), dist.get_world_size())
+
+
+def gathered(value: Any) -> list[Any]:
+    """What every process passes, in the order of their ranks; called by all of them."""
+    size = world().size
+    if size == 1:
+        return [value]
+    values = [None] * size
+    dist.all_gather_object(values, value)
+    return values
+
+
+def summed(tensor: Tensor) -> Tensor:
+    """Sum of every process's tensor; called by all of them."""
+    if world().size == 1:
+        return tensor
+    total = tensor.clone()
+    dist.all_reduce(total)
+    return total
+
+
+def _leave() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
