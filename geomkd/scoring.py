@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -16,14 +16,15 @@ from tqdm import tqdm
 from geomkd.checks import check_dataset_size, check_definition, check_int
 from geomkd.draws import Draws
 from geomkd.gram import ClassGram, Columns, column_slices, residual_gram
-from geomkd.hooks import features_of
 from geomkd.layers import Layer, candidate_layers, describe_layers
 from geomkd.measures.quality import quality_from
-from geomkd.memory import Plan, Stored, forward_bytes, parse_bytes, plan_of
+from geomkd.memory import Stored, forward_bytes, parse_bytes, plan_of
 from geomkd.models import Forward, evaluating, unwrap
-from geomkd.pooling import check_pool, pooled
+from geomkd.pooling import check_pool
+from geomkd.reading import Reader
 from geomkd.sampling import Sample, to_device
 from geomkd.scores import TERMS, LayerScores
+from geomkd.sharing import Row, Share
 from geomkd.statistics import about_the_mean, spectrum_of, variance_floor
 
 EXAMPLES = 2  # samples of the batch that tells the layers
@@ -113,6 +114,11 @@ def score_layers(
     Layers are taken in groups that fit ``memory``, a forward pass each, ended after the group's
     last layer. A layer that does not fit by itself is taken in slices of its features.
 
+    Under torchrun, or in a process group of the caller's, every process makes the same call, with
+    a model of the same weights. The layers are shared out, ``memory`` bounds each process, and all
+    return the scores of all layers: bit for bit those of one process with as many threads. What
+    one process raises, all raise.
+
     Examples
     --------
     >>> import torch
@@ -132,36 +138,36 @@ def score_layers(
     subsamples = check_int(subsamples, "subsamples", least=0)
     budget = parse_bytes(memory)
     options = {"seed": seed, "labels": labels, "input_key": input_key, "label_key": label_key}
-    sample = Sample(data, samples, entropy_per_class=entropy_per_class, **options)
-    size = check_dataset_size(
-        max(sample.total, len(sample)) if dataset_size is None else dataset_size, len(sample)
-    )
-    with evaluating(model), _on(model, device) as place:
-        example = to_device(next(sample.batches(EXAMPLES)), place)
-        if layers is None:
-            chosen = candidate_layers(model, example, forward=forward)
-        else:
-            chosen = _described(model, layers, example, forward)
-        reader = _Reader(model, sample, forward, pool, place)
-        stored = [reader.stored(layer, example) for layer in chosen]
-        per_sample = forward_bytes(model, example, forward)
-        plan = plan_of(stored, sample, budget, per_sample, halves=subsamples > 0)
-        job = _Job(reader, plan, size, definition, subsamples, seed)
-        rows, stopped = job.run(progress)
-    settings = {
-        "model": type(unwrap(model)).__name__,
-        "definition": definition,
-        "pool": pool,
-        "samples": len(sample),
-        "samples_per_class": [min(sample.classes.sizes), max(sample.classes.sizes)],
-        "classes": len(sample.classes.sizes),
-        "entropy_per_class": None if entropy_per_class is None else int(entropy_per_class),
-        "dataset_size": size,
-        "subsamples": subsamples,
-        "seed": seed,
-        "partial": stopped,
-    }
-    return LayerScores.of(rows, settings)
+    with Share() as share:
+        sample = Sample(data, samples, entropy_per_class=entropy_per_class, **options)
+        size = check_dataset_size(
+            max(sample.total, len(sample)) if dataset_size is None else dataset_size, len(sample)
+        )
+        share.settings = {
+            "model": type(unwrap(model)).__name__,
+            "definition": definition,
+            "pool": pool,
+            "samples": len(sample),
+            "samples_per_class": [min(sample.classes.sizes), max(sample.classes.sizes)],
+            "classes": len(sample.classes.sizes),
+            "entropy_per_class": None if entropy_per_class is None else int(entropy_per_class),
+            "dataset_size": size,
+            "subsamples": subsamples,
+            "seed": seed,
+        }
+        with evaluating(model), _on(model, device) as place:
+            example = to_device(next(sample.batches(EXAMPLES)), place)
+            if layers is None:
+                chosen = candidate_layers(model, example, forward=forward)
+            else:
+                chosen = _described(model, layers, example, forward)
+            reader = Reader(model, sample, forward, pool, place)
+            stored = [reader.stored(layer, example) for layer in chosen]
+            per_sample = forward_bytes(model, example, forward)
+            plan = plan_of(stored, sample, budget, per_sample, halves=subsamples > 0)
+            share.take(plan, sample)
+            _Job(reader, share, size, definition, subsamples, seed).run(progress)
+    return LayerScores.of(share.rows, share.settings)
 
 
 def _described(
@@ -184,102 +190,33 @@ def _described(
 
 
 @dataclass
-class _Reader:
-    """Forward passes over the sample, and what of the layers' features to keep of each."""
-
-    model: nn.Module
-    sample: Sample
-    forward: Forward | None
-    pool: str
-    device: torch.device
-    seen: Callable[[int], Any] = lambda count: None
-
-    def stored(self, layer: Layer, example: Any) -> Stored:
-        def shape(name: str, tensor: Tensor) -> Tensor:
-            return self._pooled(layer, tensor)
-
-        x = features_of(self.model, example, [layer.name], forward=self.forward, take=shape)
-        x = x[layer.name]
-        return Stored(layer, x.shape[1], x.dtype, x.device)
-
-    def read(
-        self,
-        group: list[Stored],
-        batch_size: int,
-        of_class: int | None = None,
-        columns: slice = slice(None),
-    ) -> dict[str, Tensor]:
-        """Features of the group's layers, (n, d), or some columns of them."""
-        n = len(self.sample) if of_class is None else self.sample.entropy_size(of_class)
-        held = {
-            s.layer.name: torch.empty(n, len(range(s.dim)[columns]), dtype=s.dtype, device=s.device)
-            for s in group
-        }
-        layers = {s.layer.name: s for s in group}
-        row = 0
-
-        def keep(name: str, tensor: Tensor) -> int:
-            x = self._pooled(layers[name].layer, tensor)
-            if x.shape[1] != layers[name].dim or row + len(x) > n:
-                raise ValueError(
-                    f"layer {name!r}: expected {layers[name].dim} features of each of {n} samples "
-                    f"as in the first batch; got {tuple(tensor.shape)} at sample {row} "
-                    "(where only the number of tokens differs, pool='mean' helps)"
-                )
-            held[name][row : row + len(x)] = x[:, columns]
-            return len(x)
-
-        for batch in self.sample.batches(batch_size, of_class=of_class):
-            inputs = to_device(batch, self.device)
-            counts = features_of(self.model, inputs, held, forward=self.forward, take=keep)
-            row += next(iter(counts.values()))
-            self.seen(next(iter(counts.values())))
-        if row != n:
-            raise ValueError(f"the batches must hold the {n} samples asked for; got {row}")
-        return held
-
-    def _pooled(self, layer: Layer, tensor: Tensor) -> Tensor:
-        try:
-            return pooled(tensor.detach(), layer.kind, self.pool)
-        except ValueError as error:
-            raise ValueError(f"layer {layer.name!r}: {error}") from None
-
-
-@dataclass
 class _Job:
-    """One run over the groups."""
+    """One process's run over its groups of layers."""
 
-    reader: _Reader
-    plan: Plan
+    reader: Reader
+    share: Share
     dataset_size: float
     definition: str
     subsamples: int
     seed: int
 
-    def run(self, progress: bool) -> tuple[list[tuple[Stored, dict, dict]], bool]:
-        """Rows of the layers, and whether Ctrl-C left some out."""
-        rows: list[tuple[Stored, dict, dict]] = []
-        sample = self.reader.sample
+    def run(self, progress: bool) -> None:
+        """Add the rows of the layers to the share's, one after the other."""
+        sample, plan = self.reader.sample, self.share.plan
         entropy = sum(sample.entropy_size(a) or 0 for a in range(len(sample.classes.sizes)))
-        total = self.plan.passes * (len(sample) + entropy)
-        with tqdm(total=total, unit=" samples", disable=not progress, leave=False) as bar:
+        total = plan.passes * (len(sample) + entropy)
+        hidden = not (progress and self.share.world.is_first)
+        with tqdm(total=total, unit=" samples", disable=hidden, leave=False) as bar:
             self.reader.seen = bar.update
-            try:
-                for group in self.plan.groups:
-                    bar.set_description(group[0].layer.name)
-                    squares = self._entropy_grams(group)
-                    for stored, columns, scale in self._columns(group):
-                        rows.append(self._row(stored, columns, scale, squares[stored.layer.name]))
-                        del columns  # they hold the layer's features
-            except KeyboardInterrupt:
-                if not rows:
-                    raise
-                return rows, True
-        return rows, False
+            for group in plan.groups:
+                bar.set_description(group[0].layer.name)
+                squares = self._entropy_grams(group)
+                for stored, columns, scale in self._columns(group):
+                    row = self._row(stored, columns, scale, squares[stored.layer.name])
+                    self.share.rows.append(row)
+                    del columns  # they hold the layer's features
 
-    def _row(
-        self, stored: Stored, columns: Columns, scale: float, squares: list[Tensor]
-    ) -> tuple[Stored, dict, dict]:
+    def _row(self, stored: Stored, columns: Columns, scale: float, squares: list[Tensor]) -> Row:
         classes = self.reader.sample.classes
         classes = classes._replace(index=classes.index.to(stored.device))
         try:
@@ -304,18 +241,19 @@ class _Job:
         self, group: list[Stored], a: int | None = None
     ) -> Iterator[tuple[Stored, Columns, float]]:
         """Yield each layer, its features by columns and their scale, of the sample or a class."""
-        if len(group) == 1 and group[0].dim > self.plan.width:
+        if group[0].layer.name in self.share.sliced:  # alone in its group
             yield group[0], lambda: self._sliced(group[0], a), 1.0
             return
-        held = self.reader.read(group, self.plan.batch_size, a)
+        held = self.reader.read(group, self.share.plan.batch_size, a)
         for s in group:
             scale = _scale_of(held[s.layer.name])
             yield s, partial(column_slices, held.pop(s.layer.name), scale), scale
 
     def _sliced(self, s: Stored, a: int | None) -> Iterator[Tensor]:
-        for start in range(0, s.dim, self.plan.width):
-            part = slice(start, start + self.plan.width)
-            held = self.reader.read([s], self.plan.batch_size, a, part)
+        plan = self.share.plan
+        for start in range(0, s.dim, plan.width):
+            part = slice(start, start + plan.width)
+            held = self.reader.read([s], plan.batch_size, a, part)
             yield from column_slices(held.pop(s.layer.name))
 
     def _scores(

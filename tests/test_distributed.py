@@ -1,0 +1,104 @@
+"""What processes tell each other, by plain Python; run by itself, this file is one of them."""
+
+import atexit
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from geomkd.distributed import World, gathered, summed, world
+
+SIZE = 2
+
+
+def test_one_process_has_itself_alone():
+    value, tensor = object(), torch.ones(3)
+    assert world() == World(0, 1) and world().is_first
+    assert gathered(value) == [value]
+    assert summed(tensor) is tensor
+    assert not dist.is_initialized()
+
+
+def test_torchrun_of_one_process_makes_no_group(monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "some")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert dist.is_torchelastic_launched()
+    assert world() == World(0, 1) and not dist.is_initialized()
+
+
+def test_share_is_every_size_th_item():
+    assert [World(rank, 3).share("abcdefgh") for rank in range(3)] == ["adg", "beh", "cf"]
+    assert World(2, 3).share([1]) == []
+
+
+# ---- several processes ---------------------------------------------------------------------------
+
+
+def process(folder, how):
+    """Write what this process sees of the others."""
+    if how == "group":
+        store = dist.FileStore(str(folder / "store"), SIZE)
+        dist.init_process_group("gloo", store=store, rank=int(os.environ["NUMBER"]), world_size=2)
+    # What is registered first is called last: after the group was left, if it was.
+    ended = folder / f"ended.{os.environ.get('RANK') or os.environ['NUMBER']}"
+    atexit.register(lambda: ended.write_text(str(dist.is_initialized())))
+    here = world()
+    tensor = torch.tensor([1.0, 10.0]) * (here.rank + 1)
+    found = {
+        "world": [*here, here.is_first],
+        "gathered": gathered({"rank": here.rank, "rows": "x" * here.rank}),
+        "summed": summed(tensor).tolist(),
+        "own": tensor.tolist(),
+        "again": [*world()],
+    }
+    if how == "group":
+        dist.destroy_process_group()
+        found["after"] = [*world()]
+    (folder / f"{here.rank}.json").write_text(json.dumps(found))
+
+
+def run(commands):
+    """Run commands side by side."""
+    running = [
+        subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True)
+        for command, env in commands
+    ]
+    errors = [process.communicate(timeout=120)[1] for process in running]
+    assert [process.returncode for process in running] == [0] * len(running), errors
+
+
+def assert_all_were_seen(folder):
+    for rank in range(SIZE):
+        found = json.loads((folder / f"{rank}.json").read_text())
+        assert found["world"] == [rank, SIZE, rank == 0]
+        assert found["gathered"] == [{"rank": r, "rows": "x" * r} for r in range(SIZE)]
+        assert found["summed"] == [3.0, 30.0]
+        assert found["own"] == [1.0 * (rank + 1), 10.0 * (rank + 1)]
+        assert found["again"] == [rank, SIZE]
+        assert found.get("after", [0, 1]) == [0, 1]
+        assert (folder / f"ended.{rank}").read_text() == "False"
+
+
+@pytest.mark.slow
+def test_processes_of_torchrun(tmp_path):
+    several = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(SIZE)]
+    command = [sys.executable, *several, __file__, str(tmp_path), "torchrun"]
+    run([(command, os.environ | {"OMP_NUM_THREADS": "1"})])
+    assert_all_were_seen(tmp_path)
+
+
+@pytest.mark.slow
+def test_group_of_the_callers(tmp_path):
+    command = [sys.executable, __file__, str(tmp_path), "group"]
+    own = [os.environ | {"OMP_NUM_THREADS": "1", "NUMBER": str(rank)} for rank in range(SIZE)]
+    run([(command, environment) for environment in own])
+    assert_all_were_seen(tmp_path)
+
+
+if __name__ == "__main__":
+    process(Path(sys.argv[1]), sys.argv[2])
