@@ -111,7 +111,7 @@ class Batches:
             next(loaded, None)
 
     def of(self, index: list[int], *, epoch: int = 0) -> Any:
-        """Inputs of some samples, with what transforms draw in an epoch; none trains in epoch 0."""
+        """Read the inputs of some samples, as they are in an epoch (none trains in epoch 0)."""
         if self._tensors is not None:
             return self._at(index)[0]
         return self._unpacked(self._items.__getitems__([(epoch, i) for i in index]))[0]
@@ -191,7 +191,7 @@ class SeededItems(Dataset):
 @contextmanager
 def drawing_from(seed: int) -> Iterator[None]:
     """Within, torch, NumPy and ``random`` draw from the seed on the host; afterwards as before."""
-    states = random.getstate(), np.random.get_state()
+    states = random.getstate(), np.random.get_state()  # noqa: NPY002
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         random.seed(seed)

@@ -68,7 +68,7 @@ class Checkpoints:
         return self.every is not None and step % self.every == 0
 
     def files(self) -> list[tuple[int, Path]]:
-        """Steps and files, the last one first."""
+        """List steps and files, the last one first."""
         found = [(NAME.fullmatch(path.name), path) for path in self.folder.glob("step-*.pt")]
         return sorted(((int(m[1]), path) for m, path in found if m), reverse=True)
 

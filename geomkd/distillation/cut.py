@@ -164,7 +164,7 @@ def split_student(
     Raises
     ------
     ValueError
-        No trainable parameter, or none on one side of the cut; or one that the logits reach although the
+        No trainable parameter, or none on one side of the cut; one that the logits reach although
         paired features do too, so that the cut is no cut.
     """
     cut = max(layers, key=lambda layer: layer.order).name if cut_head else None

@@ -278,7 +278,7 @@ class Run:
     lr: float = 0.0  # of the last step
 
     def prepared(self, inputs: Any, *, augment: bool = False) -> Any:
-        """Inputs in the memory format that is asked for, augmented if they are to be."""
+        """Bring inputs to the memory format that is asked for, and augment them."""
         if self.channels_last and isinstance(inputs, Tensor) and inputs.ndim == 4:
             inputs = inputs.contiguous(memory_format=torch.channels_last)
         return self.augment(inputs) if augment and self.augment is not None else inputs

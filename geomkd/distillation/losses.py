@@ -1,4 +1,4 @@
-"""Losses as functions of tensors: what the objectives are made of. Every one is at least float32."""
+"""Losses as functions of tensors, at least in float32: what the objectives are made of."""
 
 from __future__ import annotations
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
+from torch.nn.utils import skip_init
 
 from geomkd.distillation.losses import at_least_float32, feature_error
 from geomkd.distillation.projectors import Meeting, make_projector, reset
@@ -125,11 +126,11 @@ class LayerAttention(nn.Module):
         generator: Generator | None = None,
     ) -> None:
         super().__init__()
-        width = max(1, batch_size // 4)
+        self.batch_size, width = batch_size, max(1, batch_size // 4)
 
         def network() -> nn.Module:
-            layers = nn.Linear(batch_size, 2 * width), nn.ReLU(), nn.Linear(2 * width, width)
-            return nn.Sequential(*layers)
+            first = skip_init(nn.Linear, batch_size, 2 * width)
+            return nn.Sequential(first, nn.ReLU(), skip_init(nn.Linear, 2 * width, width))
 
         self.queries = nn.ModuleList(network() for _ in range(n_students))
         self.keys = nn.ModuleList(network() for _ in range(n_teachers))
@@ -139,13 +140,18 @@ class LayerAttention(nn.Module):
         self, student_features: Sequence[Tensor], teacher_features: Sequence[Tensor]
     ) -> Tensor:
         """Weights of shape (B, n_students, n_teachers), summing to 1 over the last axis."""
+        if len(student_features[0]) != self.batch_size:
+            raise ValueError(
+                f"attention was made for batches of {self.batch_size} samples; "
+                f"got {len(student_features[0])}"
+            )
         queries = _embedded(self.queries, student_features)
         keys = _embedded(self.keys, teacher_features)
         return torch.softmax(queries @ keys.transpose(1, 2), dim=2)
 
 
 def _embedded(networks: nn.ModuleList, features: Sequence[Tensor]) -> Tensor:
-    """Unit vectors of each layer, (B, n_layers, width)."""
+    """Return the unit vectors of each layer, (B, n_layers, width)."""
     rows = [at_least_float32(x).flatten(1) for x in features]
     vectors = [network(x @ x.T) for network, x in zip(networks, rows, strict=True)]
     return F.normalize(torch.stack(vectors, dim=1), dim=2)

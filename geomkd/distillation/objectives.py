@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -82,8 +82,11 @@ class Objective:
         """Modules that are trained beside the student; none by default."""
         return nn.ModuleList()
 
-    def __add__(self, other: Objective) -> Sum:
-        return Sum((*getattr(self, "terms", (self,)), *getattr(other, "terms", (other,))))
+    def __add__(self, other: Any) -> Sum:
+        return Sum((*_terms(self), *_terms(other))) if callable(other) else NotImplemented
+
+    def __radd__(self, other: Any) -> Sum:
+        return Sum((*_terms(other), *_terms(self))) if callable(other) else NotImplemented
 
 
 class Sum(Objective):
@@ -104,23 +107,28 @@ class Sum(Objective):
     ('features+kd', True, True)
     """
 
-    def __init__(self, terms: Sequence[Objective]) -> None:
+    def __init__(self, terms: Sequence[Any]) -> None:
         self.terms = tuple(terms)
         for term in self.terms:
-            if term.uses_teacher_head:
+            if getattr(term, "uses_teacher_head", False):
                 raise ValueError(f"objective {term.name!r} replaces the head: it stands alone")
         self.name = "+".join(term.name for term in self.terms)
         for flag in ("uses_features", "uses_teacher_logits", "detaches_head", "full_batches"):
-            setattr(self, flag, any(getattr(term, flag) for term in self.terms))
+            setattr(self, flag, any(getattr(term, flag, False) for term in self.terms))
 
     def make_projectors(self, meeting: Meeting) -> nn.ModuleList:
-        """One module of projectors per term."""
-        return nn.ModuleList(term.make_projectors(meeting) for term in self.terms)
+        """Make one module of projectors per term."""
+        return nn.ModuleList(
+            projectors_of(term, meeting) if term.uses_features else nn.ModuleList()
+            for term in self.terms
+        )
 
     def __call__(self, step: StepTensors) -> Loss:
         """Loss of the step, and its parts with the number of their term: ``1_features``."""
         total, parts = 0.0, {}
-        for i, (term, projectors) in enumerate(zip(self.terms, step.projectors, strict=True), 1):
+        # Without features there were no layers to make projectors of.
+        each = step.projectors if self.uses_features else [step.projectors for _ in self.terms]
+        for i, (term, projectors) in enumerate(zip(self.terms, each, strict=True), 1):
             loss, own = term(replace(step, projectors=projectors))
             total = total + loss
             parts |= {f"{i}_{name}": part for name, part in own.items()}
@@ -290,9 +298,13 @@ class Features(Objective):
 
 
 def projectors_of(objective: object, meeting: Meeting) -> nn.Module:
-    """What the objective makes, or one linear projector a pair for one that makes nothing."""
+    """Make what the objective makes, or one linear projector a pair if it makes nothing itself."""
     make = getattr(objective, "make_projectors", None)
     return linear_projectors(meeting) if make is None else make(meeting)
+
+
+def _terms(objective: Any) -> tuple[Any, ...]:
+    return objective.terms if isinstance(objective, Sum) else (objective,)
 
 
 def check_temperature(temperature: float) -> None:

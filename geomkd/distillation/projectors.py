@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
+from torch.nn.utils import skip_init
 
 from geomkd.layers import Layer
 
@@ -101,8 +102,8 @@ class Projector(nn.Module):
     Raises
     ------
     ValueError
-        A layer that is neither map, tokens nor vector, tokens that form no square grid where one is
-        needed, or channels that differ without a projector.
+        A kind that does not exist; a layer that is neither map, tokens nor vector, tokens that form
+        no square grid where one is needed, or channels that differ without a projector.
 
     Examples
     --------
@@ -181,13 +182,15 @@ class PrincipalComponents(Projector):
             )
         nn.Module.__init__(self)
         self.align, self.project = Alignment(student, teacher), nn.Identity()
-        x = to_map(features, teacher.kind).movedim(1, -1).flatten(0, -2).double()
+        # Of the positions that a target has: on a grid there is no class token.
+        as_maps = to_grid if self.align.on_grid else to_map
+        x = as_maps(features, teacher.kind).movedim(1, -1).flatten(0, -2).double()
         mean = x.mean(dim=0)
         components = torch.linalg.eigh((x - mean).T @ (x - mean)).eigenvectors.flip(1)[:, :before]
         # An eigenvector's sign is the library's whim: the largest entry is made positive.
         largest = components.gather(0, components.abs().argmax(dim=0, keepdim=True))
-        self.register_buffer("mean", mean.float())
-        self.register_buffer("components", (components * largest.sign()).float())
+        self.register_buffer("mean", mean)
+        self.register_buffer("components", components * largest.sign())
 
     def forward(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
         """Student features, and the target in the basis of the principal components."""
@@ -249,7 +252,7 @@ def to_map(features: Tensor, kind: str) -> Tensor:
 
 
 def pooled_to(features: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Maps average-pooled to a grid."""
+    """Average-pool maps to a grid."""
     return features if features.shape[2:] == grid else F.adaptive_avg_pool2d(features, grid)
 
 
@@ -276,9 +279,14 @@ def _network(kind: str, before: int, after: int) -> nn.Module:
     if kind == "none":
         return nn.Identity()
     if kind == "linear":
-        return nn.Conv2d(before, after, 1, bias=False)
+        return _convolution(before, after, 1)
     if kind == "hint":
         return nn.Sequential(*_unit(before, after, 1))
+    if kind not in ("mlp", "bottleneck"):
+        raise ValueError(
+            "a projector's kind must be 'linear', 'mlp', 'bottleneck', 'hint' or 'none'; "
+            f"got {kind!r}"
+        )
     middle = 2 * after if kind == "mlp" else max(1, after // 2)
     units = [*_unit(before, middle, 1), *_unit(middle, middle, 3)]
     last = _unit(middle, after, 1)
@@ -286,12 +294,16 @@ def _network(kind: str, before: int, after: int) -> nn.Module:
 
 
 def _unit(before: int, after: int, size: int) -> list[nn.Module]:
-    convolution = nn.Conv2d(before, after, size, padding=size // 2, bias=False)
-    return [convolution, nn.BatchNorm2d(after), nn.ReLU(inplace=True)]
+    return [_convolution(before, after, size), nn.BatchNorm2d(after), nn.ReLU(inplace=True)]
+
+
+def _convolution(before: int, after: int, size: int) -> nn.Module:
+    # Without its own initial weights, whose draws would come from the global random state.
+    return skip_init(nn.Conv2d, before, after, size, padding=size // 2, bias=False)
 
 
 def reset(network: nn.Module, generator: Generator | None) -> None:
-    """Draw what fresh layers draw, from a generator of our own."""
+    """Draw the weights that fresh layers would have, from a generator of our own."""
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             nn.init.kaiming_uniform_(module.weight, a=math.sqrt(5), generator=generator)

@@ -78,7 +78,7 @@ class Recipe:
         return max(1, self.batch_size // (self.accumulate * world().size))
 
     def training_order(self, objective: Any) -> Callable[[int], Order]:
-        """What makes the order of so many training samples."""
+        """Return what makes the order of so many training samples."""
         here, full = world(), getattr(objective, "full_batches", False)
         if self.batch_size < 2 * here.size and here.size > 1:
             raise ValueError(
@@ -104,7 +104,7 @@ class Recipe:
         return Order(total, self.batch_size, seed=self.seed, world=world(), shuffle=False)
 
     def autocast(self, device: torch.device) -> Callable[[], AbstractContextManager]:
-        """What makes the context of forward passes."""
+        """Return what makes the context of forward passes."""
         dtype = PRECISIONS[self.precision]
         if dtype is None:
             return nullcontext

@@ -32,6 +32,7 @@ from geomkd.distillation.objectives import (
 from geomkd.distillation.projectors import (
     Alignment,
     Meeting,
+    channels,
     check_grid,
     make_projector,
     to_grid,
@@ -56,7 +57,7 @@ class FitNet(Objective):
     uses_features: ClassVar[bool] = True
 
     def make_projectors(self, meeting: Meeting) -> nn.Module:
-        """The regressor of the middle pair."""
+        """Make the regressor of the middle pair."""
         middle = len(meeting.pairs) // 2
         return make_projector("hint", meeting, middle, middle)
 
@@ -88,7 +89,7 @@ class AttentionTransfer(Objective):
     uses_features: ClassVar[bool] = True
 
     def make_projectors(self, meeting: Meeting) -> nn.Module:
-        """What brings two maps to one grid; nothing that is trained."""
+        """Make what brings two maps to one grid; nothing is trained."""
         _need_maps(self, *meeting.pairs)
         return nn.ModuleList(Alignment(student, teacher) for teacher, student in meeting.pairs)
 
@@ -148,7 +149,7 @@ class Relational(Objective):
     uses_features: ClassVar[bool] = True
 
     def make_projectors(self, meeting: Meeting) -> nn.Module:
-        """What averages over positions; nothing that is trained."""
+        """Make what averages over positions; nothing is trained."""
         return nn.ModuleList(_Pooled(layer) for layer in reversed(meeting.pairs[-1]))
 
     def __call__(self, step: StepTensors) -> Loss:
@@ -194,7 +195,7 @@ class FeatureKD(Objective):
         check_temperature(self.temperature)
 
     def make_projectors(self, meeting: Meeting) -> Matching:
-        """One linear projector per pair."""
+        """Make a linear projector per pair, or per combination."""
         pairing = "all" if self.all_pairs else "one_to_one"
         return Matching(meeting, pairing=pairing, projector="linear")
 
@@ -234,7 +235,7 @@ class SemCKD(Objective):
     __call__ = FeatureKD.__call__
 
     def make_projectors(self, meeting: Meeting) -> Matching:
-        """A projector per combination, and the attention."""
+        """Make a projector per combination, and the attention."""
         return Matching(meeting, pairing="attention", projector="mlp")
 
 
@@ -255,7 +256,7 @@ class SimKD(Objective):
     uses_teacher_head: ClassVar[bool] = True
 
     def make_projectors(self, meeting: Meeting) -> nn.Module:
-        """What brings the teacher's map to the grid of the projected one; nothing trained."""
+        """Make what brings the teacher's map to the projected one's grid; nothing is trained."""
         _need_maps(self, meeting.pairs[-1])
         teacher, projected = meeting.pairs[-1]
         return Alignment(projected, teacher)
@@ -272,6 +273,7 @@ class _Pooled(nn.Module):
 
     def __init__(self, layer: Layer) -> None:
         super().__init__()
+        channels(layer)
         check_grid(layer)
         self.kind = layer.kind
 

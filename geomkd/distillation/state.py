@@ -1,10 +1,10 @@
-"""Where a run stands: taken for a checkpoint, and put back."""
+"""Where a run (the loop's `Run`) stands: taken for a checkpoint, and put back."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -19,9 +19,6 @@ from geomkd.distillation.recipe import Recipe
 from geomkd.distillation.tracking import Means
 from geomkd.distributed import gathered, world
 from geomkd.models import unwrap
-
-if TYPE_CHECKING:
-    from geomkd.distillation.loop import Run
 
 
 @dataclass
@@ -49,7 +46,7 @@ class Progress:
     rows: list[dict[str, Any]] = field(default_factory=list)
 
 
-def state_of(run: Run, at: Progress) -> dict[str, Any]:
+def state_of(run: Any, at: Progress) -> dict[str, Any]:
     """Everything that the rest of a run depends on; called by every process."""
     own = {"rng": _random_states(run.device), "means": at.means.state()}
     return {
@@ -66,7 +63,7 @@ def state_of(run: Run, at: Progress) -> dict[str, Any]:
     }
 
 
-def restore(run: Run, at: Progress, state: Mapping[str, Any]) -> None:
+def restore(run: Any, at: Progress, state: Mapping[str, Any]) -> None:
     """Put a run where it stood."""
     at.epoch, at.step = state["epoch"], state["epoch_step"]
     at.seconds, at.rows = state["seconds"], [dict(row) for row in state["rows"]]
@@ -85,7 +82,7 @@ def restore(run: Run, at: Progress, state: Mapping[str, Any]) -> None:
 def config_of(
     networks: Networks, train: Batches, recipe: Recipe, **more: Any
 ) -> dict[str, str | int | float | bool | None]:
-    """What two runs must share for one to go on from the other's checkpoint."""
+    """Describe what two runs must share for one to go on from the other's checkpoint."""
     objective = repr(networks.objective)
     if " at 0x" in objective:  # of no use in another process
         objective = networks.objective.name

@@ -67,7 +67,7 @@ class Means:
         return {name: total / n_samples for name, total in zip(self.names, totals, strict=True)}
 
     def state(self) -> dict[str, Any]:
-        """What `restore` needs, once everything is read."""
+        """Return what `restore` needs, once everything is read."""
         return {"names": self.names, "sums": self.sums, "n_samples": self.n_samples}
 
     def restore(self, state: Mapping[str, Any]) -> None:
