@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import os
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import torch.distributed as dist
@@ -73,6 +74,13 @@ def summed(tensor: Tensor) -> Tensor:
     total = tensor.clone()
     dist.all_reduce(total)
     return total
+
+
+def take_from_first(tensors: Iterable[Tensor]) -> None:
+    """Overwrite tensors by those of the first process; called by all of them."""
+    if world().size > 1:
+        for tensor in tensors:
+            dist.broadcast(tensor, 0)
 
 
 def _leave() -> None:

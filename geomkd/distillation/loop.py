@@ -26,7 +26,7 @@ from geomkd.distillation.recipe import Recipe
 from geomkd.distillation.result import DistillationResult
 from geomkd.distillation.state import Progress, config_of, restore, state_of
 from geomkd.distillation.tracking import Means, Scalars
-from geomkd.distributed import summed, world
+from geomkd.distributed import summed, take_from_first, world
 from geomkd.models import Forward, call, evaluating, first_tensor
 
 if TYPE_CHECKING:
@@ -165,8 +165,8 @@ def distill(
     Under ``torchrun`` every process makes the same call, takes its share of each batch and returns
     the same history; the first one writes and shows the bar. Gradients are averaged over processes,
     so the run is that of one process but for what looks at a batch as a whole: batch normalisation
-    (each process normalises its own share, evaluation takes the first one's statistics), losses
-    between samples, channel standardisation, attention.
+    (each process normalises its own share; running statistics are the first one's), losses between
+    samples, channel standardisation, attention.
 
     The global random state is afterwards what it was before, also after an error or Ctrl-C.
 
@@ -337,6 +337,7 @@ def train_epoch(run: Run, at: Progress, bar: tqdm) -> None:
         if due:
             at.seconds = time.perf_counter() - started
             run.checkpoints.save(total, state_of(run, at))
+    take_from_first(run.networks.student.buffers())  # such as batch normalisation's statistics
     row = {"epoch": at.epoch, **at.means.of_all_processes(at.epoch, run.device)}
     if run.val is not None:
         row["val_accuracy"] = accuracy(run)
