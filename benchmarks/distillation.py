@@ -150,7 +150,7 @@ class Benchmark:
         ax.set_ylabel("objective")
         ax.grid(axis="x", alpha=0.3)
         ax.spines[["top", "right"]].set_visible(False)
-        ax.legend(fontsize=8, frameon=False, loc="lower left")
+        ax.legend(fontsize=8, frameon=False, loc="upper left")
         write_picture(self.results / "accuracy.png", ax)
 
 

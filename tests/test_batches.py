@@ -169,6 +169,9 @@ def test_draws_of_a_data_set_follow_seed_epoch_and_batch(workers):
     assert torch.equal(first, inputs(1, workers=0))
     assert torch.equal(first[4:], inputs(1, start=1))
     assert not torch.equal(first, inputs(2)) and not torch.equal(first, inputs(1, seed=1))
+    batches = one(Drawing(), order_of(4))
+    assert torch.equal(batches.of([3], epoch=1), batches.of([3], epoch=1))
+    assert not torch.equal(batches.of([3], epoch=1), batches.of([3], epoch=2))
     after = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()  # noqa: NPY002
     assert torch.equal(before[0], after[0]) and before[1:] == after[1:]
 

@@ -5,7 +5,7 @@ import torch
 from small import blobs, images, mlp, mobilenet, resnet, run_mlp, same, state, vit
 from torch import nn
 
-from geomkd.distillation.cut import split_student, student_outputs
+from geomkd.distillation.cut import split_student, student_outputs, tapped
 from geomkd.distillation.objectives import CrossEntropy, StepTensors
 from geomkd.layers import describe_layers
 
@@ -80,6 +80,24 @@ def test_an_in_place_operation_behind_the_cut_is_harmless():
     student, x = result.student, blobs()[0]
     features, _ = student_outputs(student, x, ["body"], cut="body")
     assert (features["body"] < 0).any()
+
+
+def test_features_are_those_before_an_in_place_operation():
+    student = nn.Sequential(nn.Linear(6, 8), nn.ReLU(inplace=True), nn.Linear(8, 3))
+    features, _ = student_outputs(student, blobs()[0], ["0"])
+    assert (features["0"] < 0).any()
+
+
+def test_nothing_is_taken_without_gradients():
+    student, x = mlp(), blobs()[0]
+    with tapped(student, ["1"], cut="4") as features:
+        with torch.no_grad():
+            student(x)
+        assert not features
+        student(x)
+        assert list(features) == ["1"]
+    student(x + 1)
+    assert not student[1]._forward_hooks and not student[4]._forward_hooks
 
 
 class TupleBlock(nn.Module):

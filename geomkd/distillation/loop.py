@@ -227,7 +227,7 @@ def distill(
             progress=progress,
         )
         optimisers, schedules = recipe.optimisers(
-            networks.student, networks.groups, epochs * len(train.order)
+            student, networks.groups, epochs * len(train.order)
         )
         run = Run(
             networks=networks,
