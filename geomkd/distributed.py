@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 class World(NamedTuple):
-    """This process among those of the run.
+    """Place of this process among those of the run.
 
     Attributes
     ----------
@@ -58,7 +58,7 @@ def world() -> World:
 
 
 def gathered(value: Any) -> list[Any]:
-    """What every process passes, in the order of their ranks; called by all of them."""
+    """Gather what every process passes, in the order of their ranks; called by all of them."""
     size = world().size
     if size == 1:
         return [value]

@@ -62,7 +62,7 @@ def load_model(name: str, *, weights: str | os.PathLike | None = None, seed: int
         raise ValueError(
             f"--model must be torchvision:NAME or package.module:factory; got {name!r}"
         )
-    state = None if weights is None else _state_dict(weights)
+    state = None if weights is None else read_state_dict(weights)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         if source == "torchvision":
@@ -131,7 +131,14 @@ class Transformed(Dataset):
         return self.transform(image), label
 
 
-def _state_dict(path: str | os.PathLike) -> dict[str, Tensor]:
+def read_state_dict(path: str | os.PathLike) -> dict[str, Tensor]:
+    """Read names and tensors from a file of weights, by themselves or under a key, on the host.
+
+    Raises
+    ------
+    ValueError
+        A file that holds no state dict.
+    """
     import pickle
 
     try:
