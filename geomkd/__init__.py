@@ -9,7 +9,7 @@ from geomkd.measures import (
     knowledge_quality,
     separation,
 )
-from geomkd.pairing import pair_layers
+from geomkd.pairing import choose_layers, pair_layers
 from geomkd.scores import LayerScores
 from geomkd.scoring import score_layers
 
@@ -20,6 +20,7 @@ __all__ = [
     "LayerScores",
     "candidate_layers",
     "capture",
+    "choose_layers",
     "distill",
     "efficiency",
     "information",

@@ -6,26 +6,30 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from geomkd import __version__
+from geomkd.commands.distill import distilled
+from geomkd.commands.parser import parsed
+from geomkd.commands.processes import ERRORS, is_first_to_fail
+from geomkd.distributed import world
 from geomkd.loading import load_data, load_model
-from geomkd.quickstart import STUDENT_EPOCHS, quickstart, sqrt_si
+from geomkd.quickstart import quickstart, sqrt_si
 from geomkd.reports import machine, new_folder, write_frame, write_json, write_picture
 from geomkd.scores import LayerScores
 from geomkd.scoring import score_layers
 
-BY = ("quality", "separation", "information", "efficiency")
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; 0 when it worked, 2 when the input was wrong, 130 after Ctrl-C."""
-    options = _parser().parse_args(arguments)
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    name = " ".join(["geomkd", *arguments[:1]])
     try:
+        options = parsed(arguments, quickstart=_quickstart, score=_score, distill=_distill)
         options.run(options)
-    except (ValueError, TypeError, OSError, ImportError) as error:
-        print(f"geomkd {options.command}: {error}", file=sys.stderr)
+    except ERRORS as error:
+        if is_first_to_fail():
+            print(f"{name}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"geomkd {options.command}: interrupted", file=sys.stderr)
+        print(f"{name}: interrupted", file=sys.stderr)
         return 130
     return 0
 
@@ -91,6 +95,31 @@ def _score(options: argparse.Namespace) -> None:
     print(f"wrote layers.csv, ranks.csv, layers.png, scores.npz and summary.json to {folder}")
 
 
+def _distill(options: argparse.Namespace) -> None:
+    done = distilled(options, say=print)
+    if not world().is_first:
+        return
+    summary = done.summary
+    if summary["pairs"]:
+        print("\n" + pairs_table(summary["pairs"]))
+    settings = ", ".join(f"{k} {v}" for k, v in summary["objective"].items() if k != "name")
+    print(f"\nobjective: {summary['objective']['name']}{' with ' if settings else ''}{settings}")
+    last, best = summary["last_epoch"], summary["best_validation_epoch"]
+    print(f"last epoch, {last['epoch']}: training accuracy {last['train_accuracy']:.1%}", end="")
+    if best is not None:
+        print(f", validation accuracy {last['val_accuracy']:.1%}")
+        print(f"best validation epoch, {best['epoch']}: {best['val_accuracy']:.1%}", end="")
+    print(f"\n{summary['seconds_of_all_epochs']:.0f} s of training; wrote student.pt, history.csv,")
+    print(f"training.png, summary.json and config.toml to {done.folder}")
+
+
+def pairs_table(pairs: Sequence[tuple[str, str]]) -> str:
+    """Teacher and student layers side by side, as text."""
+    rows = [("teacher layer", "student layer"), *pairs]
+    width = max(len(teacher) for teacher, _ in rows) + 2
+    return "\n".join(f"{teacher:<{width}}{student}" for teacher, student in rows)
+
+
 def ranked_table(scores: LayerScores) -> str:
     """Layers from best to worst quality, as text."""
     ranks = scores.rank()
@@ -104,46 +133,3 @@ def ranked_table(scores: LayerScores) -> str:
     ]
     shown = ["rank", "95% ranks", *columns, "tied_with"]
     return table[shown].to_string(index=False, float_format=lambda value: f"{value:.3f}", na_rep="")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="geomkd",
-        description="Which layers of a network hold knowledge worth teaching, and how sure are we.",
-    )
-    parser.add_argument("--version", action="version", version=f"geomkd {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True)
-
-    start = commands.add_parser(
-        "quickstart", help="a teacher, its ranked layers and students, on bundled digits"
-    )
-    start.set_defaults(run=_quickstart)
-    start.add_argument("--seeds", type=int, default=3, help="students of each method (default: 3)")
-    start.add_argument(
-        "--epochs", type=int, default=STUDENT_EPOCHS, help="of a student (default: %(default)s)"
-    )
-
-    score = commands.add_parser("score", help="rank the layers of a model of yours")
-    score.set_defaults(run=_score)
-    add = score.add_argument
-    add("--model", required=True, help="torchvision:NAME or package.module:factory")
-    add("--weights", help="file of a state dict; without it the weights are random")
-    add("--data", required=True, help="FILE.npz, a folder of class folders, or of IDX files")
-    add("--split", help="which arrays of an npz or IDX set (default: train)")
-    add("--image-size", type=int, help="resize the shorter side and cut out the centre (folders)")
-    add("--mean", type=float, nargs="+", help="one number, or one a channel")
-    add("--std", type=float, nargs="+", help="one number, or one a channel")
-    add("--layers", nargs="+", help="names of modules (default: blocks, activations, head input)")
-    add("--samples", type=int, default=5000, help="most images in all (default: 5000)")
-    add("--definition", default="published", help="published (default) or robust")
-    add("--pool", default="flatten", help="flatten (default), mean, max, cls or published")
-    add("--subsamples", type=int, default=50, help="half-samples behind the ranks (default: 50)")
-    add("--k", type=int, default=4, help="layers to select (default: 4)")
-    add("--by", choices=[*BY, "sqrt_si"], default="quality", help="score to select by")
-    add("--device", help="where to run (default: where the model is)")
-    add("--memory", default="2GB", help="most memory beside model and data (default: 2GB)")
-    for command in (start, score):
-        command.add_argument("--out", help="new folder for the results")
-        command.add_argument("--seed", type=int, default=0, help="default: 0")
-        command.add_argument("--quiet", action="store_true", help="no progress bars")
-    return parser

@@ -1,4 +1,4 @@
-"""Which student layer learns from which teacher layer."""
+"""Which teacher layers are learned from without a ranking, and which student layer learns which."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from geomkd.checks import check_int
 from geomkd.layers import candidate_layers
 from geomkd.models import Forward
 
@@ -57,7 +58,7 @@ def pair_layers(
     [('layer4', '3')]
     """
     names = _checked_names(teacher_layers)
-    student_names = _student_layers(student, example_input, forward)
+    student_names = _main_layers(student, "student", example_input, forward)
     k, m = len(names), len(student_names)
     if k > m:
         raise ValueError(
@@ -65,6 +66,57 @@ def pair_layers(
             f"{m} layers of the student {student_names}"
         )
     return list(zip(names, evenly_spaced(student_names, k), strict=True))
+
+
+def choose_layers(
+    teacher: nn.Module,
+    example_input: Any,
+    k: int = 4,
+    *,
+    how: str = "evenly_spaced",
+    forward: Forward | None = None,
+) -> list[str]:
+    """Choose teacher layers by their place alone: what a ranking has to beat.
+
+    Parameters
+    ----------
+    teacher : nn.Module
+        The teacher; it is run once, in evaluation mode, and left as it was.
+    example_input : Any
+        A batch of inputs: a tensor, a tuple of arguments, or a mapping of keywords.
+    k : int
+        How many.
+    how : {"evenly_spaced", "last"}
+        Of the teacher's m blocks (without blocks, its activations before the head), in order of
+        execution: those with index ``round((i + 1) * m / k) - 1`` for i = 0 ... k - 1, or the last
+        k.
+    forward : callable, optional
+        ``forward(teacher, example_input)`` for teachers that are not simply called.
+
+    Returns
+    -------
+    list of str
+        Names in order of depth, as :func:`pair_layers` takes them.
+
+    Raises
+    ------
+    ValueError
+        An unknown ``how``, or ``k`` not between 1 and m.
+
+    Examples
+    --------
+    >>> from torch import nn, zeros
+    >>> layers = [nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)]
+    >>> choose_layers(nn.Sequential(*layers), zeros(2, 4), 1, how="last")
+    ['3']
+    """
+    if how not in ("evenly_spaced", "last"):
+        raise ValueError(f"how must be 'evenly_spaced' or 'last'; got {how!r}")
+    names = _main_layers(teacher, "teacher", example_input, forward)
+    k = check_int(k, "k", least=1)
+    if k > len(names):
+        raise ValueError(f"k must be at most the {len(names)} layers of the teacher; got {k}")
+    return evenly_spaced(names, k) if how == "evenly_spaced" else names[-k:]
 
 
 def evenly_spaced(names: Sequence[str], k: int) -> list[str]:
@@ -104,10 +156,11 @@ def _checked_names(names: Sequence[str]) -> list[str]:
     return list(names)
 
 
-def _student_layers(student: nn.Module, example_input: Any, forward: Any) -> list[str]:
-    layers = candidate_layers(student, example_input, forward=forward)
+def _main_layers(model: nn.Module, who: str, example_input: Any, forward: Any) -> list[str]:
+    """Blocks of a model, or without blocks its activations before the head."""
+    layers = candidate_layers(model, example_input, forward=forward)
     for role in ("block", "activation"):
         names = [layer.name for layer in layers if layer.role == role]
         if names:
             return names
-    raise ValueError("the student has neither blocks nor activations before its head to pair with")
+    raise ValueError(f"the {who} has neither blocks nor activations before its head to choose from")

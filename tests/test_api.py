@@ -64,6 +64,14 @@ ORDER = [
     "loading",
     "quickstart",
     "",  # geomkd itself
+    "commands",
+    "commands.config",
+    "commands.processes",
+    "commands.objective",
+    "commands.inputs",
+    "commands.layers",
+    "commands.distill",
+    "commands.parser",
     "cli",
     "__main__",
 ]
@@ -133,6 +141,7 @@ def test_what_is_promised_is_there():
         "LayerScores",
         "candidate_layers",
         "capture",
+        "choose_layers",
         "distill",
         "efficiency",
         "information",

@@ -5,7 +5,8 @@ from torchvision.models import mobilenet_v2, resnet18, vgg11_bn
 from torchvision.models.resnet import BasicBlock, ResNet
 from torchvision.models.vision_transformer import VisionTransformer
 
-from geomkd.pairing import pair_layers
+from geomkd.pairing import choose_layers, pair_layers
+from geomkd.quickstart import residual_network
 
 IMAGES = torch.zeros(2, 3, 32, 32)
 
@@ -77,3 +78,31 @@ def test_more_teacher_layers_than_student_layers():
 def test_names_are_checked(names, error, text):
     with pytest.raises(error, match=text):
         pair_layers(names, resnet18(), IMAGES)
+
+
+@pytest.mark.parametrize(
+    ("how", "k", "names"),
+    [
+        ("last", 2, ["block8", "block9"]),
+        ("last", 9, [f"block{i}" for i in range(1, 10)]),
+        ("evenly_spaced", 3, ["block3", "block6", "block9"]),
+        ("evenly_spaced", 4, ["block2", "block4", "block7", "block9"]),  # (i + 1) 9 / 4, rounded
+    ],
+)
+def test_teacher_layers_by_their_place(how, k, names):
+    teacher = residual_network(widths=(4, 4, 4), blocks=3, seed=0)
+    assert choose_layers(teacher, torch.zeros(2, 1, 8, 8), k, how=how) == names
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"how": "first"}, "how must be 'evenly_spaced' or 'last'; got 'first'"),
+        ({"k": 10}, "k must be at most the 9 layers of the teacher; got 10"),
+        ({"k": 0}, "k must be at least 1; got 0"),
+    ],
+)
+def test_choosing_is_checked(options, text):
+    teacher = residual_network(widths=(4, 4, 4), blocks=3, seed=0)
+    with pytest.raises(ValueError, match=text):
+        choose_layers(teacher, torch.zeros(2, 1, 8, 8), **options)
