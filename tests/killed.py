@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
+from geomkd.arithmetic import one_thread
 from geomkd.datasets import digits
 from geomkd.distillation import distill
 from geomkd.distillation.objectives import Features
@@ -56,19 +57,19 @@ def run(folder, *, epochs=4, checkpoint_steps=3, after_step=lambda: None, **opti
     } | options
     student = options.pop("student", None) or network(4, 1)
     settings.pop("student", None)
-    return distill(
-        student,
-        settings.pop("teacher", None) or network(8, 0),
-        loader,
-        epochs=epochs,
-        checkpoint_dir=folder,
-        checkpoint_steps=checkpoint_steps,
-        **settings,
-    )
+    with one_thread():  # bits depend on the number of threads
+        return distill(
+            student,
+            settings.pop("teacher", None) or network(8, 0),
+            loader,
+            epochs=epochs,
+            checkpoint_dir=folder,
+            checkpoint_steps=checkpoint_steps,
+            **settings,
+        )
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
     steps = Path(sys.argv[2])
 
     def note():
