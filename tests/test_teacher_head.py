@@ -97,6 +97,17 @@ def test_a_head_holds_the_modules_behind_the_layer_alone():
     assert {name.split(".")[0] for name in head.state_dict()} == {"fc"}
 
 
+def test_dropout_that_is_a_function_is_off_in_the_head():
+    def drops(model, x):
+        x = model.act(model.conv(x)).mean((2, 3))
+        return model.fc(nn.functional.dropout(x, 0.5, model.training))
+
+    teacher = seeded_model(lambda: Plain(drops))
+    maps = torch.randn(4, 3, 2, 2)
+    expected = teacher.fc(maps.mean((2, 3)))
+    torch.testing.assert_close(head_behind(teacher, "act", X)(maps), expected)
+
+
 def test_a_head_may_begin_at_an_input():
     teacher = seeded_model(resnet2)
     head = head_behind(teacher, "fc.input", X[:2])
@@ -160,6 +171,7 @@ def test_the_head_is_frozen_and_never_in_training_mode():
     model, _, _ = with_head(teacher=vgg, pair=("features", "layer4.0"))
     assert not any(p.requires_grad for p in model.head.parameters())
     dropout = next(m for m in model.head.modules() if isinstance(m, nn.Dropout))
+    assert model.training and not dropout.training  # from the first
     for mode in (True, False, True):
         assert model.train(mode) is model
         assert model.training is model.student.training is model.projector.training is mode
@@ -268,6 +280,12 @@ def branches(model, x):
     return logits(model, x if x.sum() > 0 else -x)
 
 
+def wants_tensors(model, x):
+    if not isinstance(x, torch.Tensor):
+        raise TypeError(f"expected a tensor\ngot {x!r}")
+    return logits(model, model.act(model.conv(x)))
+
+
 def calls_twice(model, x):
     return logits(model, model.act(model.act(model.conv(x)) - 1))
 
@@ -294,6 +312,7 @@ def never_calls(model, x):
     ("forward", "reason"),
     [
         (branches, "cannot be cut off: symbolically traced variables cannot be used as inputs"),
+        (wants_tensors, "cannot be cut off: expected a tensor$"),
         (calls_twice, "cannot be cut off: its module is called 2 times"),
         (goes_around, "cannot be cut off: a path avoids it, through add"),
         (skips, "cannot be cut off: a path avoids it, through conv"),
