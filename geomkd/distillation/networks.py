@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -160,6 +161,7 @@ def join(
     projectors = nn.ModuleList()
     if pairs:
 
+        @cache  # asked once for every combination of layers
         def teacher_features() -> list[Tensor]:
             names = [name for name, _ in pairs]
             with evaluating(teacher):

@@ -244,7 +244,8 @@ class SimKD(Objective):
     """The teacher's head on the student's projected last map, which learns the teacher's map.
 
     ``MSE(projector(f_student), f_teacher)`` of the last pair; neither cross entropy nor softened
-    predictions. The student that comes out is a `WithTeacherHead`.
+    predictions. The student that comes out is a `WithTeacherHead`. Its projector ends in ReLU, as
+    published: negative values of a teacher's map are out of its reach.
 
     References
     ----------
