@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pandas import DataFrame
 from PIL import Image
 from torchvision import datasets
 from torchvision import models as published
@@ -37,8 +38,8 @@ from benchmarks.paper.recipes import (
     combination,
     layer_indices,
 )
-from benchmarks.paper.run import Teacher, accuracy_on, train_student
-from geomkd import candidate_layers
+from benchmarks.paper.run import Teacher, accuracy_on, measured, train_student
+from geomkd import DistillationResult, candidate_layers
 from geomkd.distillation.fingerprints import weights_fingerprint
 
 ROOT = Path(__file__).parents[1]
@@ -498,6 +499,34 @@ def test_a_student_that_diverges_is_written_down(tmp_path):
     assert "became NaN or infinite in epoch 1" in found["failed"]
     assert "test_accuracy" not in found and found["recipe"]["epochs"] == 1
     assert not place.checkpoints(place.student(chosen, 0)).exists()
+
+
+def test_students_start_from_their_seed(tmp_path):
+    """The loss of the only step, on all images, against the plain network's."""
+    write_npz(tmp_path / "images.npz", n_train=8, n_test=8)
+    data, place = load(f"npz:{tmp_path / 'images.npz'}"), place_in(tmp_path)
+    chosen = combination("npz:images.npz", "resnet34", "resnet9", "ce", "auto", Recipe(epochs=1))
+    teacher = Teacher(build("resnet9", 4), {"test_accuracy": 0.5, "fingerprint": "f"})
+    images, labels = (torch.stack(x) for x in zip(*[data.train[i] for i in range(8)], strict=True))
+    for seed in (0, 1):
+        train_student(chosen, seed, teacher, None, data, place)
+        found = json.loads(place.student(chosen, seed).read_text())
+        logits = build("resnet9", 4, seed=seed)(images)
+        expected = torch.nn.functional.cross_entropy(logits, labels).item()
+        assert found["history"]["loss"] == pytest.approx([expected], rel=1e-4)
+
+
+def test_best_epoch_on_validation_images(tmp_path):
+    write_npz(tmp_path / "images.npz", n_test=8)
+    data = load(f"npz:{tmp_path / 'images.npz'}", validation=True)
+    rows = {"epoch": [1, 2, 3], "val_accuracy": [0.2, 0.7, 0.5], "seconds": [1.0, 2.0, 4.0]}
+    student = build("resnet9", 4)
+    result = DistillationResult(student, torch.nn.ModuleList(), DataFrame(rows), [], "ce")
+    (chosen, *_) = some(["ce"])
+    found = measured(result, chosen, data, place_in(tmp_path))
+    assert (found["best_validation_epoch"], found["best_validation_accuracy"]) == (2, 0.7)
+    assert (found["seconds"], found["history"]) == (7.0, rows)
+    assert found["images"] == {"train": 64, "test": 8}
 
 
 def arguments(folder, *more, out="out"):

@@ -87,7 +87,7 @@ def _train_teacher(
     result = _distill(model, None, combination, data, place, path, options)
     about = {"dataset": slug(combination.dataset), "teacher": name, "start": story}
     about |= {"fingerprint": weights_fingerprint(model)}
-    about |= _measured(result, combination, data, place)
+    about |= measured(result, combination, data, place)
     place.say(f"  test accuracy {100 * about['test_accuracy']:.2f} %")
     return about
 
@@ -142,7 +142,7 @@ def train_student(
         place.finish(path, about | _circumstances(combination, place) | {"failed": str(error)})
         place.say(f"  {path.stem}: {error}")
         return
-    about |= _measured(result, combination, data, place)
+    about |= measured(result, combination, data, place)
     place.finish(path, about)
     place.say(f"  {path.stem}: test accuracy {100 * about['test_accuracy']:.2f} %")
 
@@ -183,9 +183,10 @@ def _distill(
     )
 
 
-def _measured(
+def measured(
     result: geomkd.DistillationResult, combination: Combination, data: PaperData, place: Place
 ) -> dict[str, Any]:
+    """What a finished run's file says of it."""
     history, batch_size = result.history, combination.recipe.batch_size
     found = {"test_accuracy": accuracy_on(data.test, result.student, batch_size, place.device)}
     if data.val is not None:
