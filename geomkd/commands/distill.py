@@ -66,14 +66,8 @@ def distilled(options: argparse.Namespace, say: Callable[[str], Any]) -> Distill
         removed again.
     """
     say = say if world().is_first else lambda text: None
-    numbers = {field.name for field in fields(Recipe)} & set(RECIPE)
-    Recipe(**{name: getattr(options, name) for name in numbers})  # refused before anything is done
-    objective = objective_of(options.objective, options.set or ())
+    objective = _checked_objective(options)
     device = agreed(own_device) if options.device is None else options.device
-    if options.layers is None and options.pairs is None:
-        options.layers = ["auto"]
-    elif options.layers is not None and options.pairs is not None:
-        raise ValueError("--layers and --pairs exclude each other: pairs name the layers")
     with _results_folder(options) as folder:
         asks_teacher = objective.uses_features or objective.uses_teacher_logits
         inputs = agreed(lambda: load_inputs(options, needs_teacher=asks_teacher))
@@ -96,9 +90,23 @@ def distilled(options: argparse.Namespace, say: Callable[[str], Any]) -> Distill
             progress=not options.quiet,
             **{name: getattr(options, name) for name in RECIPE},
         )
+        if getattr(objective, "uses_teacher_head", False):
+            say("student.pt holds the student, a projector and the teacher's head: WithTeacherHead")
         summary = _summary(options, inputs, choice, objective, result)
         agreed(lambda: _write(folder, result, summary), first_only=True)
     return Distilled(folder, result, summary)
+
+
+def _checked_objective(options: argparse.Namespace) -> Any:
+    """Make the objective, and check what can be known to be wrong before anything is loaded."""
+    objective = objective_of(options.objective, options.set or ())
+    if options.layers is None and options.pairs is None:
+        options.layers = ["auto"]
+    elif options.layers is not None and options.pairs is not None:
+        raise ValueError("--layers and --pairs exclude each other: pairs name the layers")
+    names = {field.name for field in fields(Recipe)} & set(RECIPE)
+    Recipe(**{name: getattr(options, name) for name in names}).training_order(objective)
+    return objective
 
 
 @contextmanager

@@ -54,6 +54,7 @@ def choose(options: argparse.Namespace, inputs: Inputs, device: Any, folder: Pat
     example = torch.stack([inputs.train[i][0] for i in range(min(2, len(inputs.train)))])
     settings = None
     if options.layers == ["auto"]:
+        pair_layers([str(i) for i in range(options.k)], student, example)  # too many? now, not late
         scores = kept_scores(options, inputs, device, folder)
         by = sqrt_si if options.by == "sqrt_si" else options.by
         layers, settings = scores.select(options.k, by=by), scores.settings

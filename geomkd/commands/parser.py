@@ -51,10 +51,12 @@ def parsed(arguments: Sequence[str], **runs: Callable) -> argparse.Namespace:
     _quickstart(commands)
     _score(commands)
     distill = _distill(commands)
-    options = parser.parse_args(arguments)
-    if getattr(options, "config", None) is not None:
-        command, *own = arguments
-        options = parser.parse_args([command, *arguments_of(options.config, distill), *own])
+    options = own = parser.parse_args(arguments)
+    if getattr(own, "config", None) is not None:
+        command, *rest = arguments
+        options = parser.parse_args([command, *arguments_of(own.config, distill), *rest])
+        if own.layers is not None or own.pairs is not None:  # either overrides both
+            options.layers, options.pairs = own.layers, own.pairs
     options.run, options.arguments = runs[options.command], list(arguments)
     return options
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from datetime import timedelta
 from typing import TypeVar
@@ -14,6 +15,7 @@ from geomkd.distributed import gathered, world
 
 T = TypeVar("T")
 ERRORS = (ValueError, TypeError, OSError, ImportError, RuntimeError)  # told in one line
+WAIT = 5.0  # seconds
 
 
 def agreed(act: Callable[[], T], *, first_only: bool = False) -> T:
@@ -47,20 +49,27 @@ def agreed(act: Callable[[], T], *, first_only: bool = False) -> T:
 
 
 def is_first_to_fail() -> bool:
-    """Whether no other process of this run has asked before: the others fail because of it."""
-    if world().size == 1:
+    """Whether no process of this run failed before, so that the others may fail because of it.
+
+    Waits some seconds for the others to fail too: what ends first has all of them ended.
+    """
+    here = world()
+    if here.size == 1:
         return True
     try:
         store = dist.TCPStore(
             os.environ["MASTER_ADDR"],
             int(os.environ["MASTER_PORT"]),
             is_master=False,
-            timeout=timedelta(seconds=10),
+            timeout=timedelta(seconds=WAIT),
         )
-        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-        return store.add(f"geomkd/failed/{attempt}", 1) == 1
+        key = f"geomkd/failed/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+        number, started = store.add(key, 1), time.monotonic()
+        while store.add(key, 0) < here.size and time.monotonic() < started + WAIT:
+            time.sleep(0.05)
+        return number == 1
     except (KeyError, RuntimeError):  # a group of the caller's, or the store has gone
-        return world().is_first
+        return here.is_first
 
 
 def own_device() -> torch.device | None:
