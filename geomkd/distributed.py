@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import gc
 import os
 from collections.abc import Iterable
 from typing import Any, NamedTuple
@@ -52,8 +53,7 @@ def world() -> World:
         started = dist.is_torchelastic_launched() and int(os.environ.get("WORLD_SIZE", "1")) > 1
         if not started:
             return World(0, 1)
-        dist.init_process_group()
-        atexit.register(_leave)
+        _join()
     return World(dist.get_rank(), dist.get_world_size())
 
 
@@ -83,6 +83,18 @@ def take_from_first(tensors: Iterable[Tensor]) -> None:
             dist.broadcast(tensor, 0)
 
 
+def _join() -> None:
+    # Imported later, as by DistributedDataParallel, its functions would have this group as default
+    # argument, and so keep it and its threads for good.
+    import torch.distributed.nn.functional  # noqa: F401
+
+    dist.init_process_group()
+    atexit.register(_leave)
+
+
 def _leave() -> None:
+    # Gloo's threads are joined when nothing holds the group any more. One that frees the tensors of
+    # the last collective takes Python's lock, and aborts the process that is ending meanwhile.
+    gc.collect()  # wrappers of a model hold the group too
     if dist.is_initialized():
         dist.destroy_process_group()
