@@ -118,15 +118,21 @@ def as_classes(labels: Any, n: int | None = None, device: torch.device | None = 
     return classes
 
 
-def check_rows_finite(largest: Tensor, row_of: Tensor) -> None:
+def check_rows_finite(largest: Tensor, row_of: Tensor, name: str = "features") -> None:
     """``ValueError`` that counts the rows, ``row_of`` each, whose ``largest`` is NaN or Inf."""
     bad = ~torch.isfinite(largest)
     if bool(bad.any()):
         rows = row_of[bad]
         raise ValueError(
-            f"features must be finite; got NaN or Inf in {len(rows)} of {len(largest)} rows, "
+            f"{name} must be finite; got NaN or Inf in {len(rows)} of {len(largest)} rows, "
             f"first in row {int(rows.min())}"
         )
+
+
+def check_finite(features: Tensor, name: str = "features") -> None:
+    """``ValueError`` that counts the rows of (n, d) features in which NaN or Inf stands."""
+    largest = torch.linalg.vector_norm(features, float("inf"), dim=1)
+    check_rows_finite(largest, torch.arange(len(largest), device=largest.device), name)
 
 
 def check_definition(definition: str) -> str:

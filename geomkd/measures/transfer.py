@@ -1,0 +1,410 @@
+"""Transfer scores: how well a linear or Gaussian reader would do on a layer, without training one.
+
+All three are made for comparing features of the same samples and labels, and for nothing else.
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from geomkd.arithmetic import exact_arithmetic, inverse
+from geomkd.checks import as_classes, as_features, check_int
+from geomkd.measures.null import WithNull, against_null
+from geomkd.principal import Principal, principal
+
+NOISE_FLOOR = 1e-6  # of a target's mean square: the least noise that logme allows
+VARIANCE_FLOOR = 1e-4  # of the mean variance per axis: the least variance of a class in gbc
+_GRID = 128  # ratios alpha / beta tried on the way to the largest evidence
+_HALVINGS = 28  # of the step between two of them: to 1e-8, of which the evidence sees the square
+_BLOCK = 2**16  # numbers in a table of class pairs: stays in cache
+
+
+# ---- LogME ---------------------------------------------------------------------------------------
+
+
+def logme(
+    features: Any, labels: Any, *, center: bool = False, null: int = 0, seed: int = 0
+) -> Tensor | WithNull:
+    """Largest log evidence per sample of a Bayesian linear model of the one-hot labels.
+
+    Parameters
+    ----------
+    features : Tensor or ndarray, shape (n, ...)
+        Flattened to (n, d); any floating-point type and device.
+    labels : Tensor or ndarray, shape (n,) or (n, C)
+        Integers, or scores of which the largest counts.
+    center : bool
+        Give the model an intercept. Without (as published) features are taken as they are.
+    null, seed : int
+        Permutations of the labels to hold the score against, and their seed.
+
+    Returns
+    -------
+    Tensor, shape (), or WithNull
+        In nats per sample, any sign, float64, on the features' device.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `geomkd.knowledge_quality`.
+
+    Notes
+    -----
+    For each class the targets y in {0, 1} are modelled as y = F w + e, w ~ N(0, I / alpha),
+    e ~ N(0, I / beta), so y ~ N(0, K) with K = I / beta + F F' / alpha. The score is the mean over
+    classes of max over alpha, beta of log N(y; 0, K) / n. With s_i the r squared singular values of
+    F, u_i its left singular vectors and t = alpha / beta,
+
+        2 log N = n log(beta / 2 pi) - sum_i log(1 + s_i / t) - beta Q(t),
+        Q(t) = sum_i (u_i'y)^2 t / (t + s_i) + the square of what of y is outside the span.
+
+    d enters through r alone: the d - r directions in which F is zero add (d - r) log(alpha) to the
+    log determinant and to the prior alike. The authors' code leaves them out of one of the two,
+    which for n < d gives other numbers.
+
+    Where the features reproduce a target exactly and are of rank below n (collapsed classes, or a
+    repeated row of a wide layer) the evidence has no bound. The noise 1 / beta is therefore at
+    least 1e-6 of the target's mean square, at which such a target reaches at most
+    -log(2 pi 1e-6 y'y / n) / 2. Where alpha has no bound (no signal, all features zero), the limit
+    is taken. Equal rows that are not zero are an intercept, with ``center`` nothing.
+
+    The maximum is a fixed point of t = gamma |y - F m|^2 / ((n - gamma) |m|^2), m the posterior
+    mean and gamma = sum_i s_i / (t + s_i), the update that You et al. iterate. There can be
+    several: the highest is taken, found on a grid of t and refined by bisection on the update's
+    direction, which is that of the slope. (On noise, 3,000 updates from t = 1 do not converge.)
+
+    Translation: without ``center`` the mean of the features is what stands in for an intercept,
+    and moving the features changes the score. With it, features and targets are taken about their
+    means, which is the evidence of the n - 1 contrasts between samples, per contrast; translation
+    leaves that alone. The two are not to be compared. Scale and rotation matter to neither.
+    An offset of m standard deviations costs the uncentred score about 2 log10(m) of its 16 digits.
+
+    Not an accuracy: the squared error of 0/1 targets is the measure, so more and smaller classes
+    score higher at chance (C classes of equal size: -log(2 pi / C) / 2 - 1 / 2).
+
+    Cost: `principal`, n r C multiplications and about 250 passes over r C numbers, for each
+    permutation again.
+
+    References
+    ----------
+    You, Liu, Wang, Long. LogME: practical assessment of pre-trained models for transfer learning.
+    ICML 2021. You, Liu, Zhang, Wang, Jordan, Long. Ranking and tuning pre-trained models.
+    JMLR 23, 2022.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from geomkd.measures.transfer import logme
+    >>> x = torch.randn(200, 8, generator=torch.Generator().manual_seed(0))
+    >>> labels = (x[:, 0] > 0).long()
+    >>> logme(x, labels) > logme(x[:, 1:], labels)
+    tensor(True)
+    """
+    x, index, n_classes = _checked(features, labels)
+    with exact_arithmetic(x.device):
+        found = principal(x, center=center)
+
+        def score(index: Tensor) -> Tensor:
+            return logme_from(found, index, n_classes, center=center)
+
+        return against_null(score, index, null, seed)
+
+
+def logme_from(
+    principal: Principal, index: Tensor, n_classes: int, *, center: bool = False
+) -> Tensor:
+    """`logme` of the coordinates as they are; ``center`` where they are about their mean."""
+    targets = _one_hot(index, n_classes)
+    if center:
+        targets = targets - targets.mean(dim=0)
+    n = principal.n - center
+    power = targets.square().sum(dim=0)
+    best = 0.5 * (torch.log(n / power) - 1 - math.log(2 * math.pi))  # alpha to infinity
+    if len(principal.sq_singular):
+        unit = principal.coordinates / principal.sq_singular.sqrt()
+        along = unit.T @ targets
+        outside = (targets - unit @ along).square().sum(dim=0)
+        largest = principal.sq_singular[0]  # t in its units: as free of scale as the score
+        found = _Evidence(principal.sq_singular / largest, along.square(), outside, power, n)
+        best = torch.maximum(best, found.largest() / n)
+    return best.mean()
+
+
+class _Evidence:
+    """Log evidence of C targets as a function of t = alpha / beta, at the best beta of each t."""
+
+    def __init__(self, s: Tensor, sq_along: Tensor, outside: Tensor, power: Tensor, n: int) -> None:
+        self.s, self.sq_along, self.n = s.unsqueeze(1), sq_along, n
+        self.outside = outside if len(s) < n else torch.zeros_like(outside)
+        self.most_beta = n / (NOISE_FLOOR * power)
+
+    def largest(self) -> Tensor:
+        """Maximum over t for each target, (C,)."""
+        # Steps of at most 0.6 in log t, over all t at which a target of more than the least noise
+        # or less than pure noise can have its maximum.
+        low, high = self.s[-1].log() - 28, self.s[0].log() + 14
+        share = torch.linspace(0, 1, _GRID, dtype=self.s.dtype, device=self.s.device)
+        log_t = low + (high - low) * share
+        left = self.s / log_t.exp()  # (r, G)
+        misfit = (1 / (1 + left)).T @ self.sq_along + self.outside
+        on_grid = self._at(misfit, torch.log1p(left).sum(dim=0).unsqueeze(1))
+        top, at = on_grid.max(dim=0)
+        low, high = log_t[(at - 1).clamp(min=0)], log_t[(at + 1).clamp(max=_GRID - 1)]
+        for _ in range(_HALVINGS):
+            middle = (low + high) / 2
+            up = self._rises(middle.exp())
+            low, high = torch.where(up, middle, low), torch.where(up, high, middle)
+        left = self.s / middle.exp()
+        misfit = (self.sq_along / (1 + left)).sum(dim=0) + self.outside
+        return torch.maximum(top, self._at(misfit, torch.log1p(left).sum(dim=0)))
+
+    def _at(self, misfit: Tensor, log_det: Tensor) -> Tensor:
+        beta = torch.minimum(self.n / misfit, self.most_beta)
+        return 0.5 * (self.n * torch.log(beta / (2 * math.pi)) - log_det - beta * misfit)
+
+    def _rises(self, t: Tensor) -> Tensor:
+        """Whether the evidence grows with t, or the update of You et al. raises t: the same."""
+        shrunk = t / (t + self.s)
+        kept = 1 - shrunk
+        gamma = kept.sum(dim=0)
+        left = self.sq_along * shrunk
+        weight = (left * kept).sum(dim=0)  # t |m|^2
+        residual = (left * shrunk).sum(dim=0) + self.outside  # |y - F m|^2
+        unfitted = self.n - len(self.s) + shrunk.sum(dim=0)  # n - gamma
+        free = gamma * residual > unfitted * weight
+        bound = gamma > self.most_beta * weight
+        return torch.where(self.n < self.most_beta * (residual + weight), free, bound)
+
+
+# ---- H-score -------------------------------------------------------------------------------------
+
+
+def h_score(
+    features: Any,
+    labels: Any,
+    *,
+    shrinkage: str | float = "ledoit_wolf",
+    null: int = 0,
+    seed: int = 0,
+) -> Tensor | WithNull:
+    """Variance between classes in units of the shrunk covariance, summed over directions.
+
+    Parameters
+    ----------
+    features : Tensor or ndarray, shape (n, ...)
+        Flattened to (n, d); any floating-point type and device.
+    labels : Tensor or ndarray, shape (n,) or (n, C)
+        Integers, or scores of which the largest counts.
+    shrinkage : "ledoit_wolf" or float
+        Share a of the target in the covariance, 0 <= a <= 1; 0 is the H-score of Bao et al., 1
+        leaves nothing.
+    null, seed : int
+        Permutations of the labels to hold the score against, and their seed.
+
+    Returns
+    -------
+    Tensor, shape (), or WithNull
+        Between 0 and min(C - 1, rank), float64, on the features' device.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `geomkd.knowledge_quality`; ``shrinkage`` neither of the two.
+
+    Notes
+    -----
+    tr(S_a^-1 (1 - a) B), with S the covariance of the features, B that of the class means, each
+    sample having its own class's (both divide by n), S_a = (1 - a) S + a mu I and mu = tr S / d
+    over all d features. The estimate of a is scikit-learn's ``ledoit_wolf``:
+    min(1, (sum_i |x_i|^4 / n - tr S^2) / (n (tr S^2 - (tr S)^2 / d))) of centred rows, and 0 where
+    S is a multiple of I. With a = 0, S^-1 is the pseudo-inverse. Where all rows are equal: 0.
+
+    S = B + (covariance within classes), so shrinking S shrinks B: the factor 1 - a, as Ibrahim et
+    al. have it. Without, pure noise scores high (n = 500, d = 8000, 10 classes: 135, against 9.1
+    where class means are ten standard deviations wide), and nothing bounds the score by C - 1.
+
+    With a = 0 and n <= d every layer scores C - 1, noise too. With Ledoit-Wolf the score also says
+    how far the covariance is from a multiple of I: features whose few directions are all equally
+    wide are taken for noise, whatever their classes.
+
+    Cost: `principal` and n r C multiplications, again for each permutation; nothing of size d x d.
+
+    References
+    ----------
+    Bao et al. An information-theoretic approach to transferability in task transfer learning.
+    ICIP 2019. Ibrahim, Ponomareva, Mazumder. Newer is not always better: rethinking transferability
+    metrics, their peculiarities, stability and performance. ECML PKDD 2022 (arXiv 2110.06893).
+    Ledoit, Wolf. A well-conditioned estimator for large-dimensional covariance matrices. Journal of
+    Multivariate Analysis 88, 2004.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from geomkd.measures.transfer import h_score
+    >>> x = torch.tensor([[-2.0], [-1.0], [1.0], [2.0]])
+    >>> h_score(x, torch.tensor([0, 0, 1, 1]))
+    tensor(0.9000, dtype=torch.float64)
+    """
+    shrinkage = _checked_shrinkage(shrinkage)
+    x, index, n_classes = _checked(features, labels)
+    with exact_arithmetic(x.device):
+        found = principal(x)
+
+        def score(index: Tensor) -> Tensor:
+            return h_score_from(found, index, n_classes, shrinkage=shrinkage)
+
+        return against_null(score, index, null, seed)
+
+
+def h_score_from(
+    principal: Principal, index: Tensor, n_classes: int, *, shrinkage: str | float = "ledoit_wolf"
+) -> Tensor:
+    """`h_score` of centred principal coordinates."""
+    hot = _one_hot(index, n_classes)
+    sizes = hot.sum(dim=0)
+    between = ((hot / sizes).T @ principal.coordinates).square().T @ (sizes / principal.n)
+    variance = principal.sq_singular / principal.n
+    alpha = _ledoit_wolf(principal) if shrinkage == "ledoit_wolf" else shrinkage
+    shrunk = (1 - alpha) * variance + alpha * variance.sum() / principal.dim
+    return (between * (1 - alpha) / shrunk).sum()
+
+
+def _ledoit_wolf(principal: Principal) -> Tensor:
+    """Ledoit and Wolf's share of mu I, from the spectrum and the norms of the rows."""
+    n, d = principal.n, principal.dim
+    share = principal.sq_singular * inverse(principal.sq_singular.sum())  # of the trace
+    sq_norm = principal.coordinates.square().sum(dim=1)
+    sq_norm = sq_norm * inverse(sq_norm.mean())
+    sq_sum = share.square().sum()
+    error = (sq_norm.square().mean() - sq_sum).clamp(min=0) / n
+    spread = sq_sum - 1 / d
+    rounding = max(n, d) * torch.finfo(share.dtype).eps * sq_sum
+    return torch.where(spread > rounding, (error / spread).clamp(max=1), 0.0)
+
+
+# ---- Gaussian Bhattacharyya coefficient ----------------------------------------------------------
+
+
+def gbc(
+    features: Any, labels: Any, *, components: int = 64, null: int = 0, seed: int = 0
+) -> Tensor | WithNull:
+    """Overlap of the classes, taken as diagonal Gaussians on principal axes, with a minus sign.
+
+    Parameters
+    ----------
+    features : Tensor or ndarray, shape (n, ...)
+        Flattened to (n, d); any floating-point type and device.
+    labels : Tensor or ndarray, shape (n,) or (n, C)
+        Integers, or scores of which the largest counts.
+    components : int
+        Principal axes that are kept; all of them where the sample's rank is less.
+    null, seed : int
+        Permutations of the labels to hold the score against, and their seed.
+
+    Returns
+    -------
+    Tensor, shape (), or WithNull
+        Between -C (C - 1), no class unlike another, and 0, none overlapping another; float64, on
+        the features' device.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `geomkd.knowledge_quality`; ``components`` below 1.
+
+    Notes
+    -----
+    -sum over a != b of exp(-D_ab): both (a, b) and (b, a), and no division by their number, as in
+    the paper and its code. With means m and variances v (population) of the classes on each axis,
+    D_ab = sum (m_a - m_b)^2 / (4 (v_a + v_b)) + 1/2 sum log((v_a + v_b) / (2 sqrt(v_a v_b))).
+
+    Each v is at least 1e-4 of the mean variance of the kept axes over all samples. The published
+    floor is 1e-4 itself, and the score then depends on the features' scale. The floor is also the
+    variance of a class that does not vary, of equal rows. Where all rows are equal: -C (C - 1).
+
+    Of few samples a class, estimated Gaussians are far apart even where the classes are one: pure
+    noise in 512 features and 10 classes scores -77 with 2,000 samples, -1.5 with 100. Use ``null``.
+    Sizes of classes do not count. Across axes of equal variance, and at the cut between equal
+    variances, the choice of principal axes is arbitrary and so, there, is the score.
+
+    Cost: `principal`, 2 n k C and C^2 k multiplications with k components, again for each
+    permutation.
+
+    References
+    ----------
+    Pandy, Agostinelli, Uijlings, Ferrari, Mensink. Transferability estimation using Bhattacharyya
+    class separability. CVPR 2022.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from geomkd.measures.transfer import gbc
+    >>> x = torch.tensor([[-2.0], [-1.0], [1.0], [2.0]])
+    >>> gbc(x, torch.tensor([0, 0, 1, 1]))  # D = 9 / (4 * (1/4 + 1/4))
+    tensor(-0.0222, dtype=torch.float64)
+    """
+    components = check_int(components, "components", least=1)
+    x, index, n_classes = _checked(features, labels)
+    with exact_arithmetic(x.device):
+        found = principal(x)
+
+        def score(index: Tensor) -> Tensor:
+            return gbc_from(found, index, n_classes, components=components)
+
+        return against_null(score, index, null, seed)
+
+
+def gbc_from(
+    principal: Principal, index: Tensor, n_classes: int, *, components: int = 64
+) -> Tensor:
+    """`gbc` of centred principal coordinates."""
+    x = principal.coordinates[:, :components]
+    hot = _one_hot(index, n_classes)
+    weights = (hot / hot.sum(dim=0)).T
+    means = weights @ x
+    floor = VARIANCE_FLOOR * x.square().sum() / max(x.numel(), 1)
+    variance = torch.maximum(weights @ (x - means[index]).square(), floor)
+    half_log = 0.25 * variance.log().sum(dim=1)
+    names = torch.arange(n_classes, device=x.device)
+    overlap = torch.zeros((), dtype=x.dtype, device=x.device)
+    step = max(1, _BLOCK // (n_classes * max(x.shape[1], 1)))
+    for start in range(0, n_classes, step):
+        some = slice(start, start + step)
+        both = variance[some, None] + variance
+        distance = ((means[some, None] - means).square() / (4 * both)).sum(dim=2)
+        distance += 0.5 * (both / 2).log().sum(dim=2) - half_log[some, None] - half_log
+        other = names[some, None] != names
+        overlap = overlap + torch.where(other, torch.exp(-distance), 0.0).sum()
+    return -overlap
+
+
+# ---- shared --------------------------------------------------------------------------------------
+
+
+def _one_hot(index: Tensor, n_classes: int) -> Tensor:
+    return (index.unsqueeze(1) == torch.arange(n_classes, device=index.device)).double()
+
+
+def _checked(features: Any, labels: Any) -> tuple[Tensor, Tensor, int]:
+    x = as_features(features)
+    classes = as_classes(labels, len(x), x.device)
+    return x, classes.index, len(classes.sizes)
+
+
+def _checked_shrinkage(value: Any) -> str | float:
+    if isinstance(value, str) and value == "ledoit_wolf":
+        return value
+    if isinstance(value, bool) or not isinstance(value, (str, numbers.Real)):
+        raise TypeError(
+            f'shrinkage must be "ledoit_wolf" or a number; got {type(value).__name__} {value!r}'
+        )
+    if isinstance(value, str) or not 0 <= value <= 1:
+        raise ValueError(
+            f'shrinkage must be "ledoit_wolf" or a number between 0 and 1; got {value!r}'
+        )
+    return float(value)
