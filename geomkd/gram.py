@@ -244,6 +244,24 @@ class ClassGram:
                 dots.addmm_(torch.cat(left, 1), torch.cat(right, 1).T)
                 yield rows, cols, self._with_near_rows(dots, rows.rows, cols.rows, raw)
 
+    def between_sq(self) -> Tensor:
+        """Sum over classes of n_a |m_a - m|^2, float64."""
+        return self._sizes @ self._mean_dot.diagonal()[: self.n_classes]
+
+    def rows_of_dots(self, rows: slice) -> Tensor:
+        """Centred dot products of consecutive rows with all rows, (b, n), float64."""
+        dots = torch.empty(rows.stop - rows.start, self.n, dtype=torch.float64, device=self.device)
+        for s in range(0, self.n, BLOCK):  # the product is there from each block's own rows on
+            above = slice(max(rows.start, s), min(rows.stop, s + BLOCK))
+            if above.start < above.stop:
+                part = slice(above.start - rows.start, above.stop - rows.start)
+                dots[part, :s] = self.upper[:s, above].T
+                dots[part, s:] = self.upper[above, s:]
+        of_row, half = self.class_of[rows], self._half
+        dots.add_(half[rows].index_select(1, self.class_of))
+        dots.add_(half.T.index_select(0, of_row))
+        return self._with_near_rows(dots, rows, slice(0, self.n), False)
+
     def abs_cosine_form(self, weights: Tensor) -> Tensor:
         """``sum_ij v_i v_j |cos(x_i, x_j)|`` for every column v of (n, R) weights, raw: (R,)."""
         v = weights * inverse(self.raw_sq.sqrt()).unsqueeze(1)
@@ -262,10 +280,11 @@ class ClassGram:
                 out[cols.rows].addmm_(dots.T, weights[rows.rows])
         return out
 
-    def nearest_other(self, k: int = 1) -> tuple[Tensor, Tensor]:
+    def nearest_other(self, k: int = 1, among: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Find the k nearest samples of other classes: squared distances and rows, each (n, k).
 
-        Distances are scaled as the Gram matrix is, and stand in rising order.
+        Distances are scaled as the Gram matrix is, and stand in rising order. ``among``, (n,),
+        tells which rows may be found.
         """
         best = torch.full((self.n, k), torch.inf, dtype=torch.float64, device=self.device)
         at = torch.zeros(self.n, k, dtype=torch.int64, device=self.device)
@@ -275,6 +294,9 @@ class ClassGram:
             if cols.span.start < rows.span.stop:
                 same = self.class_of[rows.rows, None] == self.class_of[cols.rows]
                 distance.masked_fill_(same, torch.inf)
+            if among is not None:
+                distance.masked_fill_(~among[cols.rows], torch.inf)
+                distance.masked_fill_(~among[rows.rows, None], torch.inf)
             _keep_nearest(best, at, rows.rows, cols.rows, distance)
             if rows is not cols:
                 _keep_nearest(best, at, cols.rows, rows.rows, distance.T.contiguous())
@@ -337,12 +359,16 @@ class ClassGram:
         """
         nearest = []
         for part in rows.split(2 * BLOCK):
-            distance = self._exact_dots(part, raw=False).mul_(-2)
-            distance.add_(self.centred_sq[part, None]).add_(self.centred_sq)
+            distance = self.exact_sq_distances(part)
             distance.masked_fill_(self.class_of[part, None] == self.class_of, torch.inf)
             found, at = distance.topk(min(_FEW, self.n), dim=1, largest=False)
             nearest.append(self.measure(part, at).masked_fill_(found.isinf(), torch.inf).amin(1))
         return torch.cat(nearest)
+
+    def exact_sq_distances(self, rows: Tensor) -> Tensor:
+        """Squared distances of (m,) rows to all, from products in float64: (m, n)."""
+        dots = self._exact_dots(rows, raw=False)
+        return dots.mul_(-2).add_(self.centred_sq[rows, None]).add_(self.centred_sq)
 
     def measure(self, rows: Tensor, at: Tensor) -> Tensor:
         """Squared distances from (m,) ``rows`` to (m, k) rows ``at``, by difference: (m, k)."""

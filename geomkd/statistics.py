@@ -130,8 +130,9 @@ def nearest_in_draws(gram: ClassGram, draws: Draws, definition: str) -> Tensor:
         if len(rows):
             value[rows] = gram.refine(rows)
         return value.unsqueeze(1)
-    k = min(NEIGHBOURS, gram.n - min(gram.classes.sizes))
-    value, at = gram.nearest_other(k)
+    one = draws.member.shape[1] == 1  # a smaller sample, of which no neighbour may be missed
+    k = min(8 if one else NEIGHBOURS, gram.n - min(gram.classes.sizes))
+    value, at = gram.nearest_other(k, draws.member[:, 0] if one else None)
     rows = gram.unresolved(value[:, 0], at[:, 0], per_class=False)
     if len(rows):
         value[rows] = gram.measure(rows, at[rows]).masked_fill(value[rows].isinf(), torch.inf)

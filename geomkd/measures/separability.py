@@ -1,0 +1,379 @@
+"""How well the classes of a layer's features stand apart, without training anything."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from geomkd.arithmetic import exact_arithmetic
+from geomkd.checks import check_int
+from geomkd.draws import Draws
+from geomkd.gram import ClassGram
+from geomkd.measures.null import WithNull, against_null
+from geomkd.measures.split import check_share, held_out
+from geomkd.rows import nearest_rows, sums_over_classes, sums_over_labels, walk
+
+Score = Callable[[Tensor], Tensor]  # (n,) class indices -> 0-d
+Sums = Callable[[Tensor], Tensor]  # (b, n) values -> (b, C, Q) sums over each class
+
+
+# ---- k nearest neighbours ------------------------------------------------------------------------
+
+
+def knn_accuracy(
+    features: Any, labels: Any, *, k: int = 15, null: int = 0, seed: int = 0
+) -> Tensor | WithNull:
+    """Leave-one-out accuracy of the vote of the k nearest neighbours.
+
+    Parameters
+    ----------
+    features : Tensor or ndarray, shape (n, ...)
+        Flattened to (n, d); any floating-point type and device.
+    labels : Tensor or ndarray, shape (n,) or (n, C)
+        Integers, or scores of which the largest counts.
+    k : int
+        Neighbours that vote, 1 <= k < n; a tie goes to the class of the lowest label.
+    null : int
+        Permutations of the labels to hold the score against; 0 for none.
+    seed : int
+        Seeds them.
+
+    Returns
+    -------
+    Tensor, shape (), or WithNull
+        Between 0 and 1, float64, on the features' device.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `geomkd.knowledge_quality`; ``k`` outside its range.
+
+    Notes
+    -----
+    Euclidean distance. An equal row of another label is a neighbour as any other: duplicates are
+    not dropped, and where they are split over training and deployment the score says too much.
+    Chance is near 1 / C. Cost: n^2 d multiplications, memory n^2 numbers.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from geomkd.measures import knn_accuracy
+    >>> labels = torch.arange(60) % 3
+    >>> knn_accuracy(torch.eye(3)[labels], labels, k=5)
+    tensor(1., dtype=torch.float64)
+    """
+    gram = ClassGram.of(features, labels)
+    k = check_int(k, "k", least=1)
+    if k >= gram.n:
+        raise ValueError(f"k must be less than n = {gram.n}; got {k}")
+    with exact_arithmetic(gram.device):
+        return against_null(knn_score(gram, k), gram.class_of, null, seed)
+
+
+def knn_score(gram: ClassGram, k: int) -> Score:
+    """`knn_accuracy` as a function of the class indices of a Gram matrix's rows."""
+    at = nearest_rows(gram, k).index
+    every = torch.ones_like(at, dtype=torch.bool)
+
+    def score(index: Tensor) -> Tensor:
+        return knn_hits(index[at], every, index, gram.n_classes, k).double().mean()
+
+    return score
+
+
+def knn_hits(near: Tensor, valid: Tensor, own: Tensor, n_classes: int, k: int) -> Tensor:
+    """Whether the first k valid of (n, K) neighbours' classes vote for a row's own: (n,)."""
+    voting = valid & (valid.cumsum(dim=1) <= k)
+    votes = torch.zeros(len(near), n_classes, dtype=torch.float32, device=near.device)
+    votes.scatter_add_(1, near, voting.to(votes.dtype))
+    return votes.argmax(dim=1) == own
+
+
+# ---- silhouette ----------------------------------------------------------------------------------
+
+
+def silhouette(features: Any, labels: Any, *, null: int = 0, seed: int = 0) -> Tensor | WithNull:
+    """Mean silhouette of the classes.
+
+    Parameters
+    ----------
+    features : Tensor or ndarray, shape (n, ...)
+        Flattened to (n, d); any floating-point type and device.
+    labels : Tensor or ndarray, shape (n,) or (n, C)
+        Integers, or scores of which the largest counts.
+    null, seed : int
+        Permutations of the labels to hold the score against, and their seed.
+
+    Returns
+    -------
+    Tensor, shape (), or WithNull
+        Between -1 and 1, float64, on the features' device.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `geomkd.knowledge_quality`.
+
+    Notes
+    -----
+    Mean over rows of (b - a) / max(a, b): a the mean distance to the other rows of its class, b the
+    least mean distance to another class; 0 where both are 0. Distances even out as dimension grows,
+    and the score shrinks with them: a low value of a wide layer need not mean mixed classes.
+
+    Cost: n^2 d multiplications, memory n^2 numbers; C n^2 more a permutation.
+
+    References
+    ----------
+    Rousseeuw. Silhouettes. Journal of Computational and Applied Mathematics 20, 1987.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from geomkd.measures import silhouette
+    >>> silhouette(torch.tensor([[0.0], [0.0], [1.0], [1.0]]), torch.tensor([0, 0, 1, 1]))
+    tensor(1., dtype=torch.float64)
+    """
+    gram = ClassGram.of(features, labels)
+    with exact_arithmetic(gram.device):
+        return against_null(silhouette_score(gram), gram.class_of, null, seed)
+
+
+def silhouette_score(gram: ClassGram) -> Score:
+    """`silhouette` as a function of the class indices of a Gram matrix's rows."""
+    every = torch.ones(gram.n, 1, dtype=torch.float64, device=gram.device)
+
+    def score(index: Tensor) -> Tensor:
+        own = index.unsqueeze(1)
+        sums = sums_over_labels(own, every, gram.n_classes)
+        reader = Silhouettes(own, every, gram.n_classes, sums)
+        walk(gram, [reader], sums=gram.n_classes)
+        return reader.means()[0]
+
+    return score
+
+
+class Silhouettes:
+    """Reader of rows that gathers silhouettes of Q labelled subsets of them.
+
+    Parameters
+    ----------
+    own : Tensor, shape (n, Q) or (n, 1)
+        Class of each row.
+    member : Tensor, shape (n, Q)
+        1.0 where a row is in a subset, else 0.0.
+    n_classes : int
+        Classes, C.
+    sums : callable
+        From (b, n) distances to their (b, C, Q) sums over each subset's classes.
+    """
+
+    def __init__(self, own: Tensor, member: Tensor, n_classes: int, sums: Sums) -> None:
+        self.own, self.member, self.sums = own.expand(member.shape), member, sums
+        zeros = torch.zeros(n_classes, member.shape[1], dtype=member.dtype, device=member.device)
+        self.counts = zeros.scatter_add(0, self.own, member)
+        self.values = torch.zeros_like(member)
+
+    def __call__(self, rows: slice, dots: Tensor, sq_distance: Tensor) -> None:
+        """Gather these rows' silhouettes."""
+        sums, own = self.sums(sq_distance.sqrt()), self.own[rows]
+        mates = self.counts.gather(0, own) - 1
+        within = sums.gather(1, own.unsqueeze(1)).squeeze(1) / mates.clamp(min=1)
+        sums.div_(self.counts).masked_fill_(self.counts == 0, torch.inf)
+        sums.scatter_(1, own.unsqueeze(1), torch.inf)
+        other = sums.amin(dim=1)
+        larger = torch.maximum(within, other)
+        value = torch.where((larger > 0) & (mates > 0), (other - within) / larger, 0.0)
+        self.values[rows] = value * self.member[rows]
+
+    def means(self) -> Tensor:
+        """Mean silhouette of each subset, (Q,)."""
+        return self.values.sum(dim=0) / self.member.sum(dim=0)
+
+
+# ---- nearest class mean --------------------------------------------------------------------------
+
+
+def nearest_class_mean(
+    features: Any, labels: Any, *, test_share: float = 0.3, null: int = 0, seed: int = 0
+) -> Tensor | WithNull:
+    """Held-out accuracy of the nearest class mean.
+
+    Parameters
+    ----------
+    features : Tensor or ndarray, shape (n, ...)
+        Flattened to (n, d); any floating-point type and device.
+    labels : Tensor or ndarray, shape (n,) or (n, C)
+        Integers, or scores of which the largest counts.
+    test_share : float
+        Share of every class that is held out, 0 < test_share < 1.
+    null : int
+        Permutations of the labels to hold the score against; 0 for none.
+    seed : int
+        Seeds the split and the permutations.
+
+    Returns
+    -------
+    Tensor, shape (), or WithNull
+        Between 0 and 1, float64, on the features' device.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `geomkd.knowledge_quality`; ``test_share`` outside its range.
+
+    Notes
+    -----
+    Share of held-out rows x with argmin_c abs(x - mu_c) their class, mu_c the mean of the class's
+    other rows. On the rows that the means were taken of, pure noise (n = 500, d = 512, 10 classes)
+    scores above 90 %: hence the split. Chance is near 1 / C.
+
+    Cost: n^2 d multiplications, memory n^2 numbers; C n^2 more a permutation.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from geomkd.measures import nearest_class_mean
+    >>> labels = torch.arange(60) % 3
+    >>> nearest_class_mean(torch.eye(3)[labels], labels)
+    tensor(1., dtype=torch.float64)
+    """
+    share = check_share(test_share)
+    gram = ClassGram.of(features, labels)
+    with exact_arithmetic(gram.device):
+        return against_null(nearest_mean_score(gram, share, seed), gram.class_of, null, seed)
+
+
+def nearest_mean_score(gram: ClassGram, share: float, seed: int) -> Score:
+    """`nearest_class_mean` as a function of the class indices of a Gram matrix's rows."""
+    back, names = torch.argsort(gram.order), torch.arange(gram.n_classes, device=gram.device)
+
+    def score(index: Tensor) -> Tensor:
+        train, test = held_out(index[back], gram.n_classes, share, seed)  # as the rows came
+        train, test = train[gram.order].double(), test[gram.order]
+        hot = (index.unsqueeze(1) == names) * train.unsqueeze(1)
+        means = hot / hot.sum(dim=0)
+        cross = gram.dot_times(means)
+        mean_sq = (means * cross).sum(dim=0)
+        hits = (mean_sq - 2 * cross).argmin(dim=1) == index
+        return (hits & test).sum() / test.sum().double()
+
+    return score
+
+
+class NearestMeans:
+    """Reader of rows that tells which are nearest to their own class's mean, in Q splits.
+
+    Parameters
+    ----------
+    gram : ClassGram
+        Whose rows are read.
+    train, test : Tensor, shape (n, Q)
+        Rows that the means are taken of, and rows that are judged.
+    """
+
+    def __init__(self, gram: ClassGram, train: Tensor, test: Tensor) -> None:
+        self.gram, self.test = gram, test
+        counts = torch.stack([train[s:e].sum(dim=0) for s, e in gram.spans])  # (C, Q)
+        weights = train.double() / counts[gram.class_of]
+        mean_sq = []
+        for a, (s, e) in enumerate(gram.spans):
+            mean_sq.append((weights[s:e] * (gram.class_dots(a) @ weights[s:e])).sum(dim=0))
+        self.mean_sq, self.sums = torch.stack(mean_sq), sums_over_classes(gram, weights)
+        self.hits = torch.zeros_like(test)
+
+    def __call__(self, rows: slice, dots: Tensor, sq_distance: Tensor) -> None:
+        """Judge these rows."""
+        nearest = self.sums(dots).mul_(-2).add_(self.mean_sq).argmin(dim=1)
+        self.hits[rows] = nearest == self.gram.class_of[rows, None]
+
+    def accuracies(self) -> Tensor:
+        """Held-out accuracy of each split, (Q,)."""
+        return (self.hits & self.test).sum(dim=0) / self.test.sum(dim=0).double()
+
+
+# ---- scatter -------------------------------------------------------------------------------------
+
+
+def fisher_ratio(features: Any, labels: Any, *, null: int = 0, seed: int = 0) -> Tensor | WithNull:
+    """Scatter between classes over scatter within: tr S_b / tr S_w.
+
+    Parameters
+    ----------
+    features : Tensor or ndarray, shape (n, ...)
+        Flattened to (n, d); any floating-point type and device.
+    labels : Tensor or ndarray, shape (n,) or (n, C)
+        Integers, or scores of which the largest counts.
+    null, seed : int
+        Permutations of the labels to hold the score against, and their seed.
+
+    Returns
+    -------
+    Tensor, shape (), or WithNull
+        At least 0, float64, on the features' device.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `geomkd.knowledge_quality`.
+
+    Notes
+    -----
+    tr S_b = sum_a n_a abs(m_a - m)^2 and tr S_w = sum_a sum_i abs(x_i - m_a)^2. Inf where all
+    classes are single points, 0 where all rows are equal. Pure noise has (C - 1) / (n - C), which
+    ``null=`` measures: not 0.
+
+    Cost: as a Gram matrix, n^2 d multiplications; n^2 more a permutation.
+
+    References
+    ----------
+    Fisher. The use of multiple measurements in taxonomic problems. Annals of Eugenics 7, 1936.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from geomkd.measures import fisher_ratio
+    >>> x = torch.tensor([[-2.0], [-1.0], [1.0], [2.0]])
+    >>> fisher_ratio(x, torch.tensor([0, 0, 1, 1]))
+    tensor(9., dtype=torch.float64)
+    """
+    gram = ClassGram.of(features, labels)
+    with exact_arithmetic(gram.device):
+        return against_null(fisher_score(gram), gram.class_of, null, seed)
+
+
+def fisher_score(gram: ClassGram) -> Score:
+    """`fisher_ratio` as a function of the class indices of a Gram matrix's rows."""
+    value = fisher_ratio_from(gram, Draws.all_of(gram.classes.sizes, gram.device))[0]
+    names, total = torch.arange(gram.n_classes, device=gram.device), gram.centred_sq.sum()
+
+    def score(index: Tensor) -> Tensor:
+        if index is gram.class_of:
+            return value
+        hot = (index.unsqueeze(1) == names).double()
+        between = ((hot * gram.dot_times(hot)).sum(dim=0) / hot.sum(dim=0)).sum()  # about the mean
+        return ratio(between, total - between)
+
+    return score
+
+
+def fisher_ratio_from(gram: ClassGram, draws: Draws) -> Tensor:
+    """Ratio tr S_b / tr S_w of each draw, (R,)."""
+    if draws.whole:
+        return ratio(gram.between_sq(), gram.residual_sq.sum()).unsqueeze(0)
+    member = draws.member.double()
+    within = member.T @ gram.residual_sq
+    for a, (s, e) in enumerate(gram.spans):
+        part = member[s:e]
+        within -= (part * (gram.class_residual_gram(a) @ part)).sum(dim=0) / draws.sizes[a]
+    about = (member * gram.dot_times(member)).sum(dim=0) / sum(draws.sizes)
+    total = member.T @ gram.centred_sq - about
+    return ratio(total - within, within)
+
+
+def ratio(above: Tensor, below: Tensor) -> Tensor:
+    """Quotient of two sums of squares; 0 where both are 0, inf where only the lower one is."""
+    above, below = above.clamp(min=0), below.clamp(min=0)
+    return torch.where(above > 0, above / below, 0.0)

@@ -1,0 +1,313 @@
+"""The search for neighbours against scikit-learn's trees, in float64 on the same values."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.neighbors import NearestNeighbors
+
+from geomkd import neighbours
+from geomkd.neighbours import BLOCK, Rows, keep_nearest, nearest, search, smallest
+
+DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
+
+
+def check(features, k, *, rel=1e-5):
+    """Compare with a k-d tree, which takes differences; return what was found."""
+    x = torch.as_tensor(features)
+    found = nearest(features, k)
+    n, x = len(x), x.double().flatten(1).numpy()
+    assert (found.sq_distance.shape, found.index.shape) == ((n, k), (n, k))
+    assert (found.sq_distance.dtype, found.index.dtype) == (torch.float64, torch.int64)
+    at, sq = found.index.numpy(), found.sq_distance.numpy()
+    tree = NearestNeighbors(n_neighbors=k, algorithm="kd_tree").fit(x)
+    np.testing.assert_allclose(np.sqrt(sq), tree.kneighbors()[0], rtol=rel / 2)
+    # The rows named are that far away, whichever of equals they are; none twice, none itself.
+    np.testing.assert_allclose(sq, ((x[at] - x[:, None]) ** 2).sum(axis=2), rtol=rel)
+    assert (np.diff(sq, axis=1) >= 0).all()
+    named = np.sort(np.concatenate([at, np.arange(n)[:, None]], axis=1), axis=1)
+    assert (np.diff(named, axis=1) > 0).all()
+    return found
+
+
+def gaussian(n=200, d=20, *, seed=0, offset=0.0):
+    return np.random.default_rng(seed).standard_normal((n, d)) + offset
+
+
+# ---- values --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("k", [1, 2, 7, 30, 58, 59])
+@pytest.mark.parametrize("d", [1, 3, 200])
+def test_any_number_of_neighbours(k, d):
+    x = gaussian(60, d)
+    check(x, k)
+    check(x.astype(np.float32), k)
+
+
+@pytest.mark.parametrize("n", [BLOCK - 1, BLOCK, BLOCK + 1, 2 * BLOCK + 3])
+def test_more_rows_than_a_block(n):
+    check(gaussian(n, 6).astype(np.float32), 12)
+
+
+@pytest.mark.parametrize("tile", [1, 7, 30, 64])
+def test_tiles(monkeypatch, tile):
+    """Smaller ones than a sample of 100, also than the number of neighbours."""
+    x = gaussian(100, 6).astype(np.float32)
+    x[50:60] = x[40:50]
+    monkeypatch.setattr(neighbours, "TILE", tile)
+    check(x, 12)
+    covered = torch.zeros(100, 100)
+    for rows, cols, distance in Rows(x).triangle():
+        assert distance.shape == (rows.stop - rows.start, cols.stop - cols.start)
+        covered[rows, cols] += 1
+    assert torch.equal(covered.triu(), torch.ones(100, 100).triu())
+
+
+@dtypes
+def test_types(dtype):
+    check(torch.from_numpy(gaussian(150, 10)).to(dtype), 5)
+
+
+def test_maps_and_arrays():
+    x = gaussian(40, 24)
+    expected = nearest(x, 3)
+    found = nearest(torch.from_numpy(x).reshape(40, 6, 2, 2), 3)
+    assert torch.equal(found.sq_distance, expected.sq_distance)
+    assert torch.equal(found.index, expected.index)
+
+
+def test_known_distances():
+    found = nearest(torch.tensor([[0.0, 0.0], [3.0, 4.0], [0.0, 1.0]]), 2)
+    assert found.sq_distance.flatten().tolist() == pytest.approx([1, 25, 18, 25, 1, 18], rel=1e-6)
+    assert found.index.tolist() == [[2, 1], [2, 0], [0, 1]]
+
+
+# ---- where products cancel -----------------------------------------------------------------------
+
+
+@dtypes
+def test_equal_rows_are_exactly_zero_apart(dtype):
+    """Among rows far from the origin; three copies of one, two of another."""
+    x = torch.from_numpy(gaussian(100, 30, offset=50)).to(dtype)
+    x[[5, 70]] = x[3].clone()
+    x[9] = x[8].clone()
+    sq, at = check(x, 3)
+    assert sq[[3, 5, 70], :2].eq(0).all()
+    assert sq[[8, 9], 0].eq(0).all()
+    assert {*at[3, :2].tolist()} == {5, 70}
+    assert (at[8, 0], at[9, 0]) == (9, 8)
+    rest = [i for i in range(100) if i not in (3, 5, 70, 8, 9)]
+    assert sq[rest].gt(0).all()
+
+
+def test_more_equal_rows_than_are_kept():
+    x = gaussian(60, 4).astype(np.float32)
+    x[:40] = x[0]
+    sq, _ = check(x, 3)
+    assert sq[:40].eq(0).all()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_near_twins(dtype):
+    """Pairs a millionth of a norm apart, in float32: a few units in the last place."""
+    x = gaussian(100, 30).astype(dtype)
+    x[1::2] = x[::2] * (1 + 1e-6)
+    sq, at = check(x, 2)
+    assert at[:, 0].tolist() == [i ^ 1 for i in range(100)]
+    assert sq[:, 0].gt(0).all()
+
+
+@pytest.mark.parametrize("spread", [1e-3, 1e-2, 0.1])
+@pytest.mark.parametrize("apart", [10, 100, 1000])
+def test_tight_groups_far_apart(apart, spread):
+    """Groups larger than what is kept: float32 products are all noise within them."""
+    group = np.arange(150) % 3
+    x = apart * gaussian(3, 20, seed=1)[group] + spread * gaussian(150, 20)
+    _, at = check(x.astype(np.float32), 10)
+    assert (group[at.numpy()] == group[:, None]).all()
+
+
+def test_groups_of_different_widths():
+    """Some rows can be had from products, others cannot."""
+    x = gaussian(700, 8).astype(np.float32)
+    x[100:160] = x[100] + 1e-4 * x[100:160]
+    check(x, 6)
+
+
+@pytest.mark.parametrize("offset", [1e3, 1e6])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_large_offsets(offset, dtype):
+    check(gaussian(150, 12, offset=offset).astype(dtype), 4)
+
+
+@pytest.mark.parametrize("power", [-140, -70, -30, 30, 70, 120])
+def test_scales_of_float32(power):
+    x = gaussian(80, 10).astype(np.float32)
+    check(x * np.float32(2.0**power), 3)  # of 2^-140 few bits are left
+
+
+@pytest.mark.parametrize("power", [-1040, -700, -300, 300, 700, 1000])
+def test_scales_of_float64(power):
+    """Beyond 2^+-511 squares leave float64: order and ratios are right nevertheless."""
+    x = gaussian(80, 10)
+    scaled = np.ldexp(x, power)
+    found, expected = nearest(scaled, 3), nearest(x, 3)
+    if abs(power) < 500:
+        back = found.sq_distance * 2.0**-power * 2.0**-power
+        torch.testing.assert_close(back, expected.sq_distance, rtol=1e-12, atol=0)
+    rows = Rows(scaled)
+    sq, at = search(rows, 3)
+    ratio = sq / sq[:, :1]
+    own = expected.sq_distance / expected.sq_distance[:, :1]
+    rel = 1e-12 if power > -1022 else 1e-3
+    torch.testing.assert_close(ratio, own, rtol=rel, atol=0)
+    assert torch.equal(at, expected.index)
+
+
+@settings(deadline=None, derandomize=True, max_examples=40)
+@given(
+    n=st.integers(2, 40),
+    d=st.integers(1, 5),
+    seed=st.integers(0, 2**16),
+    whole=st.booleans(),
+    data=st.data(),
+)
+def test_any_sample(n, d, seed, whole, data):
+    """Whole numbers: equal rows and many ties."""
+    x = 2 * gaussian(n, d, seed=seed)
+    x = (np.round(x) if whole else x).astype(np.float32)
+    check(x, data.draw(st.integers(1, n - 1)))
+
+
+# ---- the parts -----------------------------------------------------------------------------------
+
+
+@dtypes
+@pytest.mark.parametrize("power", [0, -30, 25])
+def test_rows_leave_the_input_as_it_is(dtype, power):
+    x = torch.from_numpy(gaussian(600, 5, offset=2)).to(dtype)
+    x = x * 2.0 ** (power if dtype in (torch.float64, torch.float32) else 0)
+    before, version = x.clone(), x._version
+    Rows(x)
+    nearest(x, 4)
+    assert torch.equal(x, before)
+    assert x._version == version
+
+
+@pytest.mark.parametrize("power", [0, -30, 25])
+def test_rows_are_centred(power):
+    x = gaussian(600, 7, offset=3) * 2.0**power
+    rows = Rows(x)
+    centred = (x - x.mean(axis=0)) * rows.scale
+    assert 2.0**-21 < np.abs(x).max() * rows.scale < 2.0**20
+    every, near = slice(0, 600), 1e-14 * np.abs(centred).max()
+    np.testing.assert_allclose(rows.centred(every).numpy(), centred, atol=near)
+    np.testing.assert_allclose(rows.exact(every).numpy(), centred, atol=near)
+    np.testing.assert_allclose(rows.sq.numpy(), (centred**2).sum(axis=1), rtol=1e-12)
+
+
+@pytest.mark.parametrize("power", [0, -30, 25])
+def test_rows_of_float32_are_about_one_centre(power):
+    """About the mean, rounded: norms and products know the same one."""
+    x = ((gaussian(600, 7) + 1e4) * 2.0**power).astype(np.float32)
+    rows = Rows(x)
+    exact = rows.exact(slice(0, 600)).numpy()
+    assert exact.dtype == np.float64
+    mean = x.astype(np.float64).mean(axis=0) * rows.scale
+    assert (np.abs(exact.mean(axis=0)) < 2.0**-23 * np.abs(mean)).all()
+    steps = np.diff(x.astype(np.float64) * rows.scale, axis=0)
+    np.testing.assert_allclose(np.diff(exact, axis=0), steps, atol=1e-12 * np.abs(mean).max())
+    np.testing.assert_allclose(rows.sq.numpy(), (exact**2).sum(axis=1), rtol=1e-12)
+    centred = rows.centred(slice(0, 600))
+    assert centred.dtype is torch.float32
+    np.testing.assert_allclose(centred.numpy(), exact, rtol=2.0**-23)
+
+
+def test_rows_measure_and_multiply(monkeypatch):
+    monkeypatch.setattr(neighbours, "TILE", 256)
+    x = gaussian(600, 9, offset=1)
+    rows = Rows(x)
+    sq = ((x[:, None] - x) ** 2).sum(axis=2)
+    some = torch.tensor([3, 590, 17])
+    at = torch.tensor([[0, 3], [599, 1], [5, 6]])
+    np.testing.assert_allclose(rows.measure(some, at).numpy(), sq[some[:, None], at], rtol=1e-14)
+    np.testing.assert_allclose(rows.exact_rows(some).numpy(), sq[some], rtol=1e-12, atol=1e-12)
+    seen = np.zeros_like(sq)
+    for part, cols, distance in rows.triangle():
+        np.testing.assert_allclose(distance.numpy(), sq[part, cols], rtol=1e-12, atol=1e-12)
+        seen[part, cols] += 1
+        seen[cols, part] += part != cols
+    assert (seen == 1).all()
+
+
+@pytest.mark.parametrize("tile", [100, 256, 512])
+def test_tiles_give_what_the_whole_gives(tile, monkeypatch):
+    x = gaussian(600, 9).astype(np.float32)
+    whole = nearest(x, 7)
+    monkeypatch.setattr(neighbours, "TILE", tile)
+    parts = nearest(x, 7)
+    assert torch.equal(parts.index, whole.index)
+    torch.testing.assert_close(parts.sq_distance, whole.sq_distance, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("k", [1, 3, 20, 64])
+@pytest.mark.parametrize("n", [64, 65, 500, 2011])
+def test_smallest(n, k):
+    values = torch.from_numpy(gaussian(50, n))
+    found, places = smallest(values, k)
+    assert torch.equal(found, values.sort(dim=1).values[:, :k])
+    assert torch.equal(values.gather(1, places), found)
+
+
+@pytest.mark.parametrize("n", [40, 1000])
+def test_smallest_of_ties(n):
+    """Whichever of equals: no place twice, and inf where there is nothing else."""
+    values = torch.from_numpy(np.random.default_rng(0).integers(0, 4, (30, n)).astype(float))
+    values[:10] = 1.0
+    values[10:20, 5:] = torch.inf
+    found, places = smallest(values, 12)
+    assert torch.equal(found, values.sort(dim=1).values[:, :12])
+    assert torch.equal(values.gather(1, places), found)
+    assert all(len(set(row)) == 12 for row in places.tolist())
+
+
+def test_keep_nearest_merges():
+    values = torch.from_numpy(gaussian(6, 50).__abs__())
+    best = torch.full((8, 4), torch.inf, dtype=torch.float64)
+    at = torch.zeros(8, 4, dtype=torch.int64)
+    for start in (0, 20, 49):
+        stop = {0: 20, 20: 49, 49: 50}[start]
+        keep_nearest(best, at, slice(2, 8), start, values[:, start:stop])
+    expected = values.sort(dim=1)
+    assert torch.equal(best[2:], expected.values[:, :4])
+    assert torch.equal(at[2:], expected.indices[:, :4])
+    assert best[:2].isinf().all()
+
+
+# ---- errors --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("k", [0, -1, 5, 6])
+def test_number_of_neighbours_out_of_range(k):
+    with pytest.raises(ValueError, match=rf"k must be between 1 and n - 1 = 4 neighbours; got {k}"):
+        nearest(torch.rand(5, 2), k)
+
+
+def test_features_must_be_finite():
+    x = torch.zeros(4, 3)
+    x[2, 1] = torch.inf
+    with pytest.raises(ValueError, match=r"NaN or Inf in 1 of 4 rows, first in row 2"):
+        nearest(x, 1)
+
+
+def test_settings_of_the_caller():
+    x = torch.from_numpy(gaussian(100, 30).astype(np.float32)).requires_grad_()
+    expected = nearest(x.detach(), 3).sq_distance
+    for context in (torch.autocast("cpu", dtype=torch.bfloat16), torch.inference_mode()):
+        with context:
+            found = nearest(x, 3).sq_distance
+        assert torch.equal(found, expected)
+        assert not found.requires_grad
