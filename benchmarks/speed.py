@@ -3,6 +3,8 @@
     python benchmarks/speed.py --quick     # under a minute
     python benchmarks/speed.py             # the table in RESULTS.md, about 10 minutes
     python benchmarks/speed.py --stem      # a 16 GB layer within 2 GB, about 10 minutes
+    python benchmarks/speed.py --toolbox   # every measure against knowledge quality alone
+    python benchmarks/speed.py --peers     # two_nn, mle_dimension, cka against other libraries
 
 Each figure is the median of repeats that alternate with what it is compared with, after a warm-up.
 Peak memory is measured in a fresh process with the input loaded.
@@ -171,6 +173,30 @@ def scoring_row(n: int, size: int = 32) -> dict[str, float]:
     return row | {"peak_growth": growth, "budget": 2e9}
 
 
+def toolbox_row(n: int, size: int = 32) -> dict[str, float]:
+    """Scoring resnet34 by every measure against scoring it by knowledge quality alone.
+
+    The probe and logme are apart: they state their own cost.
+    """
+    import torchvision
+
+    from geomkd.measuring import NAMES
+
+    torch.manual_seed(0)
+    model = torchvision.models.resnet34(num_classes=CLASSES).eval()
+    x, y = torch.randn(n, 3, size, size), torch.arange(n) % CLASSES
+
+    def score(*measures: str) -> Callable[[], object]:
+        return lambda: geomkd.score_layers(model, (x, y), measures=measures, progress=False)
+
+    most = [name for name in NAMES if name not in ("linear_probe", "logme")]
+    apart = [score("knowledge_quality"), score(*most), score("linear_probe"), score("logme")]
+    seconds = medians(1, *apart)
+    row = {"n": n, "size": size, "measures": most, "seconds": seconds[0], "all": seconds[1]}
+    row |= {"ratio": seconds[1] / seconds[0], "linear_probe": seconds[2], "logme": seconds[3]}
+    return row
+
+
 def stem_row(n: int) -> dict[str, float]:
     """A layer of 64 x 112 x 112 features, in slices, within memory="2GB"."""
     import torchvision
@@ -252,6 +278,9 @@ def main(arguments: list[str] | None = None) -> dict:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="small sizes, under a minute")
     parser.add_argument("--stem", action="store_true", help="only the 16 GB layer within 2 GB")
+    parser.add_argument("--toolbox", action="store_true", help="only every measure's cost")
+    parser.add_argument("--peers", action="store_true", help="only against other libraries")
+    parser.add_argument("--dtype", default="float32", help="of --peers: float32 or float64")
     parser.add_argument("--out", type=Path, help="where to write the JSON (and the picture)")
     options = parser.parse_args(arguments)
     result: dict = {"date": datetime.date.today().isoformat(), "machine": machine()}
@@ -259,6 +288,23 @@ def main(arguments: list[str] | None = None) -> dict:
         name = "stem"
         result["stem"] = stem_row(5000)
         print(json.dumps(result["stem"], indent=1))
+    elif options.toolbox:
+        name = "toolbox"
+        result["toolbox"] = toolbox_row(200 if options.quick else 5000)
+        print(json.dumps(result["toolbox"], indent=1))
+    elif options.peers:
+        sys.path.insert(0, str(HERE.parent))  # run as a file, not as a module
+        from benchmarks.peers import compare
+
+        name, result["peers"] = f"peers-{options.dtype}", []
+        sizes = compare.QUICK if options.quick else compare.SIZES
+        for row in compare.rows(sizes, options.dtype, torch.get_num_threads()):
+            result["peers"].append(row)
+            print(compare.table([row]).splitlines()[-1], file=sys.stderr, flush=True)
+        result["exponents"] = compare.exponents(result["peers"])
+        print(compare.table(result["peers"]))
+        for what, exponent in result["exponents"].items():
+            print(f"growth exponent, {what}: {exponent:.2f}")
     else:
         name = "speed-quick" if options.quick else "speed"
         result["quality"] = []
@@ -277,7 +323,7 @@ def main(arguments: list[str] | None = None) -> dict:
     path = options.out or HERE / "results" / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, result)
-    if not options.stem:
+    if "quality" in result:
         picture(result["quality"], path.with_suffix(".png"))
     print(f"wrote {path}")
     return result

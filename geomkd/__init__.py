@@ -1,5 +1,6 @@
 """geomkd: which layers of a network hold knowledge worth teaching, and how sure are we."""
 
+from geomkd.comparing import similarity_matrix
 from geomkd.distillation import DistillationResult, distill
 from geomkd.layers import Layer, candidate_layers, capture
 from geomkd.measures import (
@@ -28,5 +29,6 @@ __all__ = [
     "pair_layers",
     "score_layers",
     "separation",
+    "similarity_matrix",
 ]
 __version__ = "0.1.0"

@@ -5,15 +5,17 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from geomkd.commands.distill import distilled
 from geomkd.commands.parser import parsed
 from geomkd.commands.processes import ERRORS, is_first_to_fail
 from geomkd.distributed import world
 from geomkd.loading import load_data, load_model
+from geomkd.measuring import QUALITY, columns_of, named
 from geomkd.quickstart import quickstart, sqrt_si
 from geomkd.reports import machine, new_folder, write_frame, write_json, write_picture
-from geomkd.scores import LayerScores
+from geomkd.scores import TERMS, LayerScores
 from geomkd.scoring import score_layers
 
 
@@ -56,6 +58,12 @@ def _quickstart(options: argparse.Namespace) -> None:
 
 
 def _score(options: argparse.Namespace) -> None:
+    named(options.measures)
+    offered = TERMS if QUALITY in options.measures else ()
+    offered = [*offered, *columns_of(options.measures), "loes"]
+    offered += ["sqrt_si"] if QUALITY in options.measures else []
+    if options.by not in (None, *offered):
+        raise ValueError(f"--by must be one of {', '.join(offered)}; got {options.by!r}")
     loaded = load_model(options.model, weights=options.weights, seed=options.seed)
     data, transform = load_data(
         options.data,
@@ -70,6 +78,8 @@ def _score(options: argparse.Namespace) -> None:
         loaded.model,
         data,
         options.layers,
+        measures=options.measures,
+        sweep=options.sweep,
         samples=options.samples,
         definition=options.definition,
         pool=options.pool,
@@ -79,20 +89,26 @@ def _score(options: argparse.Namespace) -> None:
         memory=options.memory,
         progress=not options.quiet,
     )
-    by = sqrt_si if options.by == "sqrt_si" else options.by
+    by = sqrt_si if options.by == "sqrt_si" else options.by or scores.by
+    ranked = scores.by if by == "loes" else by
     before_head = int((scores.to_frame()["role"] != "head").sum())
     selected = scores.select(min(options.k, before_head), by=by)
     folder = new_folder(options.out, "geomkd-scores")
+    scores.save(folder / "scores.npz")  # first: a layer without a score has no rank
     write_frame(folder / "layers.csv", scores.to_frame())
-    write_frame(folder / "ranks.csv", scores.rank(by=by))
+    write_frame(folder / "ranks.csv", scores.rank(by=ranked))
+    wrote = ["layers.csv", "ranks.csv", "layers.png", "scores.npz"]
+    if options.sweep:
+        write_picture(folder / "sweep.png", scores.plot_sweep(by=ranked))
+        wrote.append("sweep.png")
     write_picture(folder / "layers.png", scores.plot(k=len(selected), by=by))
-    scores.save(folder / "scores.npz")
+    settings = {k: v for k, v in scores.settings.items() if k != "subset_classes"}
     summary = {"model": loaded.story, "data": str(options.data), "images": transform}
-    summary |= {"selected": selected, "by": options.by, "settings": scores.settings}
+    summary |= {"selected": selected, "by": options.by or scores.by, "settings": settings}
     write_json(folder / "summary.json", summary | {"machine": machine()})
-    print("\n" + ranked_table(scores))
-    print(f"selected by {options.by}: {', '.join(selected)}")
-    print(f"wrote layers.csv, ranks.csv, layers.png, scores.npz and summary.json to {folder}")
+    print("\n" + ranked_table(scores, by=ranked))
+    print(f"selected by {options.by or scores.by}: {', '.join(selected)}")
+    print(f"wrote {', '.join(wrote)} and summary.json to {folder}")
 
 
 def _distill(options: argparse.Namespace) -> None:
@@ -120,10 +136,10 @@ def pairs_table(pairs: Sequence[tuple[str, str]]) -> str:
     return "\n".join(f"{teacher:<{width}}{student}" for teacher, student in rows)
 
 
-def ranked_table(scores: LayerScores) -> str:
-    """Layers from best to worst quality, as text."""
-    ranks = scores.rank()
-    columns = ["layer", "kind", "dim", "separation", "information", "efficiency", "quality"]
+def ranked_table(scores: LayerScores, *, by: Any = None) -> str:
+    """Layers from best to worst with every score, as text."""
+    ranks = scores.rank(by=by)
+    columns = ["layer", "kind", "dim", *scores.draws]
     table = ranks.drop(columns="score").merge(scores.to_frame()[columns], on="layer")
     table["95% ranks"] = [
         "-" if missing else f"{low}-{high}"

@@ -67,7 +67,13 @@ def parse_bytes(memory: str | int) -> int:
 
 
 def plan_of(
-    stored: Sequence[Stored], sample: Sample, budget: int, per_sample: int, *, halves: bool
+    stored: Sequence[Stored],
+    sample: Sample,
+    budget: int,
+    per_sample: int,
+    *,
+    halves: bool,
+    more: int = 0,
 ) -> Plan:
     """Greedy groups of layers in order of execution.
 
@@ -83,6 +89,8 @@ def plan_of(
         Bytes of one sample's forward pass.
     halves : bool
         Whether half-samples are scored too.
+    more : int
+        Bytes that measures need beside knowledge quality.
 
     Raises
     ------
@@ -94,7 +102,7 @@ def plan_of(
     entropy = [sample.entropy_size(a) or 0 for a in range(len(sizes))]
     most = max(entropy)
     item = max(s.gram_dtype.itemsize for s in stored)
-    fixed = sample.kept_bytes + KERNELS + item * n * n
+    fixed = sample.kept_bytes + more + KERNELS + item * n * n
     fixed += COLUMNS * max(2 * item * n, (8 + 2 * item) * most)  # a slice, and its centred copy
     fixed += 12 * 8 * BLOCK**2 + 6 * 8 * max(*sizes, most) ** 2 + 4 * 8 * n * (len(sizes) + 2)
     fixed += halves * (64 * 16 * n + 6 * 8_000_000)

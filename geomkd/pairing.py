@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -11,15 +12,19 @@ from geomkd.checks import check_int
 from geomkd.layers import candidate_layers
 from geomkd.models import Forward
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 
 def pair_layers(
     teacher_layers: Sequence[str],
     student: nn.Module,
     example_input: Any,
     *,
+    similarity: pd.DataFrame | None = None,
     forward: Forward | None = None,
 ) -> list[tuple[str, str]]:
-    """Pair teacher layers, one to one, with evenly spaced layers of the student.
+    """Pair teacher layers, one to one, with layers of the student: evenly spaced, or most alike.
 
     Parameters
     ----------
@@ -29,6 +34,9 @@ def pair_layers(
         The student; it is run once, in evaluation mode, and left as it was.
     example_input : Any
         A batch of inputs for the student: a tensor, a tuple of arguments, or a mapping of keywords.
+    similarity : DataFrame, optional
+        Rows teacher layers, columns student layers, larger where they are more alike, as
+        ``similarity_matrix(teacher, student, data)`` gives.
     forward : callable, optional
         ``forward(student, example_input)`` for students that are not simply called.
 
@@ -40,15 +48,18 @@ def pair_layers(
     Raises
     ------
     TypeError
-        ``teacher_layers`` is not a list of names.
+        ``teacher_layers`` is not a list of names, or ``similarity`` not a DataFrame.
     ValueError
-        No names, a name that occurs twice, or more names than the student has layers.
+        No names, a name that occurs twice, or more names than the student has layers. Of
+        ``similarity``: layers that it lacks or holds twice, values that are not finite, distances.
 
     Notes
     -----
     The student's layers are its m blocks (without blocks, its activations before the head), in
     order of execution, and of these the ones with index ``round((i + 1) * m / k) - 1`` for
-    i = 0 ... k - 1: evenly spaced, and the last of them always among the chosen.
+    i = 0 ... k - 1: evenly spaced, and the last of them always among the chosen. With
+    ``similarity``, of the same m layers those whose summed similarity is greatest among all choices
+    that keep the order of depth; the earlier one where two are as good. Cost: k m steps.
 
     Examples
     --------
@@ -65,7 +76,12 @@ def pair_layers(
             f"every teacher layer needs a student layer of its own; got {k} teacher layers for the "
             f"{m} layers of the student {student_names}"
         )
-    return list(zip(names, evenly_spaced(student_names, k), strict=True))
+    if similarity is None:
+        chosen = evenly_spaced(student_names, k)
+    else:
+        values = _checked_similarity(similarity, names, student_names)
+        chosen = [student_names[j] for j in _in_order(values)]
+    return list(zip(names, chosen, strict=True))
 
 
 def choose_layers(
@@ -136,6 +152,48 @@ def evenly_spaced(names: Sequence[str], k: int) -> list[str]:
     if not 1 <= k <= m:
         raise ValueError(f"k must be between 1 and the {m} names; got {k}")
     return [names[round((i + 1) * m / k) - 1] for i in range(k)]
+
+
+def _checked_similarity(frame: Any, rows: list[str], columns: list[str]) -> list[list[float]]:
+    """Similarity of teacher and student layers, in the order of the names."""
+    if not all(hasattr(frame, name) for name in ("index", "columns", "loc", "attrs")):
+        raise TypeError(f"similarity must be a pandas DataFrame; got {type(frame).__name__}")
+    if frame.attrs.get("measure") == "procrustes":
+        raise ValueError("similarity must be larger where layers are more alike; got distances")
+    for of, names, held in (
+        ("row of teacher", rows, list(frame.index)),
+        ("column of student", columns, list(frame.columns)),
+    ):
+        wrong = [name for name in names if held.count(name) != 1]
+        if wrong:
+            raise ValueError(
+                f"similarity must have one {of} layer each; got none or several of {wrong} "
+                f"among {held}"
+            )
+    values = frame.loc[rows, columns].to_numpy(dtype=float)
+    if not math.isfinite(values.sum()):
+        raise ValueError("similarity must be finite; got NaN or Inf")
+    return values.tolist()
+
+
+def _in_order(values: list[list[float]]) -> list[int]:
+    """Rising columns, one a row, of the greatest sum."""
+    m = len(values[0])
+    best, taken = [0.0] * (m + 1), []  # best: sum of the rows so far within the first j columns
+    for row in values:
+        sums, take = [-math.inf], [False]
+        for j in range(m):
+            with_j = best[j] + row[j]
+            take.append(with_j > sums[j])
+            sums.append(max(with_j, sums[j]))
+        best, taken = sums, [*taken, take]
+    columns, j = [], m
+    for take in reversed(taken):
+        while not take[j]:
+            j -= 1
+        j -= 1
+        columns.append(j)
+    return columns[::-1]
 
 
 def _checked_names(names: Sequence[str]) -> list[str]:

@@ -20,7 +20,8 @@ from torch.utils.data import (
 )
 from torch.utils.data import default_collate as stack
 
-from geomkd.checks import as_classes, as_labels, as_tensor, check_int
+from geomkd.checks import Classes, as_classes, as_labels, as_tensor, check_int
+from geomkd.models import first_tensor
 
 LABEL_KEYS = ("labels", "label")  # looked for where no label_key is given
 READ = 256  # samples of a batch while only labels are read
@@ -41,7 +42,11 @@ class Sample:
     entropy_per_class : int, optional
         Most samples of a class in `of_class`; they begin with the ones in the sample.
     labels : Tensor or ndarray, shape (N,), optional
-        Labels to use in place of the data's own.
+        Labels to use in place of the data's own, which need have none.
+    labelled : bool
+        False for a uniform sample, all of one class; the data need have no labels.
+    lonely : bool
+        Whether a class of a single sample is an error, or else left out.
     input_key, label_key : str, optional
         Where inputs and labels are in batches that are mappings. Without ``label_key`` "labels" or
         "label"; without ``input_key`` everything but the labels is the input.
@@ -74,6 +79,8 @@ class Sample:
         seed: int,
         entropy_per_class: int | None = None,
         labels: Any = None,
+        labelled: bool = True,
+        lonely: bool = True,
         input_key: str | None = None,
         label_key: str | None = None,
     ) -> None:
@@ -82,23 +89,30 @@ class Sample:
         if entropy_per_class is not None:
             check_int(entropy_per_class, "entropy_per_class", least=2)
         keys = (input_key, label_key)
-        self._source = _source_of(data, keys)
+        own = labelled and labels is None
+        self._source = _source_of(data, keys, own)
         if self._source is None:
             if labels is not None:
                 raise ValueError("labels= needs data of known length; an iterable has its own")
-            self._source = _kept(data, keys, samples, entropy_per_class or 0, seed)
+            self._source = _kept(data, keys, samples, entropy_per_class or 0, seed, own)
             self.kept_bytes = self._source.kept_bytes
         self.total = self._source.total
-        known = self._source.labels() if labels is None else as_labels(labels, self.total)
+        if not labelled:
+            known = torch.zeros(self.total, dtype=torch.int64)
+        else:
+            known = self._source.labels() if own else as_labels(labels, self.total)
         known = known.cpu()
-        chosen = _by_class(known, seed)
+        chosen = [rows for rows in _by_class(known, seed) if lonely or len(rows) > 1]
+        if not chosen:
+            raise ValueError(f"every class holds a single sample; got {self.total} samples")
         share = samples // len(chosen)
         if share < 2:
             raise ValueError(
                 f"samples must be at least 2 for each of the {len(chosen)} classes; got {samples}"
             )
         self.indices = torch.cat([rows[:share] for rows in chosen]).sort().values
-        self.classes = as_classes(known[self.indices])
+        known = known[self.indices]
+        self.classes = as_classes(known) if labelled else Classes(known, [len(known)], [0])
         self._of_class = None
         if entropy_per_class is not None:
             self._of_class = [rows[:entropy_per_class].sort().values for rows in chosen]
@@ -114,6 +128,22 @@ class Sample:
     def entropy_size(self, a: int) -> int | None:
         """Count class ``a``'s samples for its entropy; None where the sample itself serves."""
         return None if self._of_class is None else len(self._of_class[a])
+
+
+def can_be_read_again(data: Any) -> bool:
+    """Whether data is read by its indices, as often as needed, and not as a stream."""
+    return _source_of(data, (None, None), False) is not None
+
+
+def inputs_of(batch: Any, input_key: str | None, label_key: str | None) -> Any:
+    """Return the inputs of a batch that may have no labels: a tensor, one item, or a mapping."""
+    if isinstance(batch, Mapping) and label_key is None and not set(LABEL_KEYS) & set(batch):
+        return batch if input_key is None else unpack({**batch, "label": 0}, input_key, "label")[0]
+    if isinstance(batch, Tensor | np.ndarray):
+        return batch
+    if isinstance(batch, tuple | list) and len(batch) == 1:
+        return batch[0]
+    return unpack(batch, input_key, label_key)[0]
 
 
 def unpack(batch: Any, input_key: str | None, label_key: str | None) -> tuple[Any, Any]:
@@ -223,7 +253,7 @@ class _Items:
                 torch.random.set_rng_state(state)
                 batch = next(batches)
                 state = torch.random.get_rng_state()
-            yield unpack(batch, *self.keys)[0]
+            yield inputs_of(batch, *self.keys)
 
     def _loader(self, indices: Tensor, batch_size: int, seed: int) -> DataLoader:
         return DataLoader(
@@ -258,11 +288,18 @@ class _Kept:
             yield stack(waiting)
 
 
-def _source_of(data: Any, keys: tuple) -> _Tensors | _Items | None:
+def _source_of(data: Any, keys: tuple, labelled: bool) -> _Tensors | _Items | None:
+    if not labelled and isinstance(data, Tensor | np.ndarray):
+        return _Tensors(data, None)
     if isinstance(data, IterableDataset):
         return None
     if isinstance(data, tuple | list) and not isinstance(data, Dataset):
         if len(data) == 2 and all(isinstance(part, Tensor | np.ndarray) for part in data):
+            if not labelled and len(data[0]) != len(data[1]):
+                raise ValueError(
+                    "a pair of tensors is inputs and labels, of one length (two batches need an "
+                    f"iterator); got {len(data[0])} and {len(data[1])}"
+                )
             return _Tensors(*data)
         if isinstance(data, tuple) or not data or isinstance(data[0], Tensor | np.ndarray):
             shown = ", ".join(type(part).__name__ for part in data)
@@ -288,13 +325,19 @@ def _source_of(data: Any, keys: tuple) -> _Tensors | _Items | None:
     )
 
 
-def _kept(data: Iterable, keys: tuple, samples: int, per_class: int, seed: int) -> _Kept:
+def _kept(
+    data: Iterable, keys: tuple, samples: int, per_class: int, seed: int, labelled: bool
+) -> _Kept:
     """Read an iterable once; keep a uniform choice of every class, fewer as classes appear."""
     generator = Generator().manual_seed(seed)
     held: dict[int, list[tuple[float, int, Any]]] = {}
     total = 0
     for batch in data:
-        inputs, labels = unpack(batch, *keys)
+        if labelled:
+            inputs, labels = unpack(batch, *keys)
+        else:
+            inputs = inputs_of(batch, *keys)
+            labels = torch.zeros(len(first_tensor(inputs)), dtype=torch.int64)
         labels = _tensor(labels)
         if labels.ndim == 0:
             raise ValueError("an iterable must give batches; got one sample (use a DataLoader)")

@@ -7,11 +7,33 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from geomkd.distributed import World, gathered, world
 from geomkd.memory import Plan, Stored
 from geomkd.sampling import Sample
 
-Row = tuple[Stored, dict, dict]  # a layer, its values and those of its half-samples
+
+class Row(NamedTuple):
+    """What is known of one layer.
+
+    Attributes
+    ----------
+    stored : Stored
+        The layer.
+    values : dict of str to float
+        Columns of the frame.
+    draws, sweep : dict of str to list of float
+        Columns in the half-samples, and in the smaller samples.
+    gram : ndarray
+        Packed Gram matrix of the kept subset; see `geomkd.subset`.
+    """
+
+    stored: Stored
+    values: dict[str, float]
+    draws: dict[str, list[float]]
+    sweep: dict[str, list[float]]
+    gram: np.ndarray
 
 
 @dataclass(eq=False)
@@ -29,7 +51,7 @@ class Share:
         Of this process's layers; of none where there are fewer layers than processes.
     sliced : frozenset of str
         Layers that are read in slices of their features.
-    rows : list of (Stored, dict, dict)
+    rows : list of Row
         What is done, in order of execution; at the end, of all processes.
     settings : dict
         How the scores are made; at the end, whether they are ``"partial"`` too.
@@ -154,7 +176,7 @@ class _Part(NamedTuple):
 
 
 def _order(row: Row) -> int:
-    return row[0].layer.order
+    return row.stored.layer.order
 
 
 def _portable(error: Exception) -> Exception:

@@ -1,5 +1,7 @@
 """Pictures: what is drawn, where, and that nothing is shown."""
 
+import itertools
+
 import matplotlib
 import numpy as np
 import pandas as pd
@@ -8,7 +10,7 @@ import pytest
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from geomkd.plots import plot_accuracy, plot_layers
+from geomkd.plots import plot_accuracy, plot_layers, plot_similarity
 
 TERMS = ("separation", "information", "efficiency", "quality")
 FRAME = pd.DataFrame(
@@ -32,7 +34,7 @@ def texts(legend):
 
 def test_layers_lines_bands_and_marks():
     bands = {"quality": np.array([[3.5, 4.5], [4.5, 5.5], [5.5, 6.5]])}
-    ax = plot_layers(FRAME, bands, ["b", "c"], level=0.9)
+    ax = plot_layers(FRAME, TERMS, bands, ["b", "c"], level=0.9)
     labels = [f"{term} ({term[0].upper()})" for term in TERMS]
     assert texts(ax.get_legend()) == ["selected", *labels]
     assert ax.get_legend().get_title().get_text() == "bands: 90 %\nsubsampling spread"
@@ -50,7 +52,7 @@ def test_layers_lines_bands_and_marks():
 
 def test_layers_into_given_axes():
     _, ax = plt.subplots()
-    assert plot_layers(FRAME, {}, [], ax=ax) is ax
+    assert plot_layers(FRAME, TERMS, {}, [], ax=ax) is ax
     assert plt.get_fignums() == [1]
     assert len(ax.collections) == len(ax.patches) == 0
     assert ax.get_legend().get_title().get_text() == ""
@@ -58,12 +60,12 @@ def test_layers_into_given_axes():
 
 def test_layers_below_zero_are_seen():
     frame = FRAME.assign(separation=[-1.0, 0.0, 1.0])
-    assert plot_layers(frame, {}, []).get_ylim()[0] < -1
+    assert plot_layers(frame, TERMS, {}, []).get_ylim()[0] < -1
 
 
 def test_own_figure_is_wide_enough_for_the_names():
     many = pd.concat([FRAME] * 10, ignore_index=True)
-    widths = [plot_layers(f, {}, []).figure.get_figwidth() for f in (FRAME, many)]
+    widths = [plot_layers(f, TERMS, {}, []).figure.get_figwidth() for f in (FRAME, many)]
     assert widths[0] == 7.5 and widths[1] > 15
 
 
@@ -90,3 +92,53 @@ def test_accuracy_into_given_axes():
     _, ax = plt.subplots()
     assert plot_accuracy({"a": [np.array([0.5])]}, ax=ax) is ax
     assert plt.get_fignums() == [1] and ax.get_ylabel() == "accuracy (%)"
+
+
+def similarity(rows=3, columns=4, low=0.0, **attrs):
+    values = np.linspace(low, 0.9, rows * columns).reshape(rows, columns)
+    names = [[f"layer{i}.0.conv" for i in range(n)] for n in (rows, columns)]
+    frame = pd.DataFrame(values, index=names[0], columns=names[1])
+    frame.attrs.update(attrs)
+    return frame
+
+
+def test_similarity_is_a_heat_map_with_the_first_layers_at_the_lower_left():
+    frame = similarity(measure="cka")
+    ax = plot_similarity(frame)
+    (image,) = ax.images
+    assert np.array_equal(image.get_array(), frame.to_numpy())
+    assert not ax.yaxis.get_inverted() and image.origin == "lower"
+    assert image.get_clim() == (0.0, 1.0) and image.get_cmap().name == "viridis"
+    assert [t.get_text() for t in ax.get_xticklabels()] == list(frame.columns)
+    assert [t.get_text() for t in ax.get_yticklabels()] == list(frame.index)
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("layer of b", "layer of a")
+    assert image.colorbar.ax.get_ylabel() == "CKA (debiased, no unit)"
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 40), (40, 3), (30, 30)], ids=str)
+def test_similarity_is_not_clipped(size):
+    ax = plot_similarity(similarity(*size))
+    figure = ax.figure
+    figure.canvas.draw()
+    width, height = figure.canvas.get_width_height()
+    for part in figure.axes:
+        box = part.get_tightbbox()
+        assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= width and box.y1 <= height
+    boxes = [t.get_window_extent() for t in ax.get_yticklabels()]
+    assert not any(one.overlaps(other) for one, other in itertools.pairwise(boxes))
+    boxes = [t.get_window_extent() for t in ax.get_xticklabels()]
+    assert not any(one.overlaps(other) for one, other in itertools.pairwise(boxes))
+
+
+def test_similarity_below_zero_and_distances():
+    assert plot_similarity(similarity(low=-0.2)).images[0].get_clim() == (-0.2, 1.0)
+    image = plot_similarity(similarity(measure="procrustes")).images[0]
+    assert image.get_clim() == (0.0, 0.9)
+    assert image.colorbar.ax.get_ylabel() == "Procrustes distance (no unit)"
+
+
+def test_similarity_into_given_axes_with_the_names_of_the_models():
+    _, ax = plt.subplots()
+    frame = similarity().rename_axis(index="ResNet-18", columns="ResNet-34")
+    assert plot_similarity(frame, ax=ax) is ax and plt.get_fignums() == [1]
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("layer of ResNet-34", "layer of ResNet-18")

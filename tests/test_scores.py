@@ -101,14 +101,21 @@ def test_to_frame_is_a_copy():
 def test_settings_say_how(scores):
     assert scores.settings == {
         "model": "Sequential",
+        "measures": ["knowledge_quality"],
         "definition": "published",
         "pool": "flatten",
+        "center": True,
         "samples": 40,
         "samples_per_class": [10, 10],
         "classes": 4,
+        "labels": "own",
+        "subset": 40,
+        "subset_classes": (torch.arange(40) % 4).tolist(),
         "entropy_per_class": None,
         "dataset_size": 40.0,
         "subsamples": 8,
+        "sweep": [],
+        "null": 0,
         "seed": 0,
         "partial": False,
     }
@@ -242,6 +249,7 @@ def test_what_is_saved_is_loaded(scores, tmp_path):
     assert list(loaded.draws) == list(scores.draws)
     for name in TERMS:
         assert np.array_equal(loaded.draws[name], scores.draws[name])
+    assert loaded.kept.dtype == np.float32 and np.array_equal(loaded.kept, scores.kept)
     pd.testing.assert_frame_equal(loaded.rank(), scores.rank())
 
 
@@ -293,7 +301,7 @@ def foreign(path):
 
 def objects(path):
     with path.open("wb") as file:
-        np.savez(file, header=np.array([{"format": "geomkd.LayerScores/1"}], dtype=object))
+        np.savez(file, header=np.array([{"format": "geomkd.LayerScores/2"}], dtype=object))
 
 
 def one_array(path):
@@ -316,8 +324,11 @@ SPOILS = {
     "empty": lambda path: path.write_bytes(b""),
     "text": lambda path: path.write_text("layer,quality\nfc,1.0\n"),
     "other format": lambda path: rewrite(path, header_of(path) | {"format": "other/1"}),
+    "older format": lambda path: rewrite(
+        path, header_of(path) | {"format": "geomkd.LayerScores/1"}
+    ),
     "no half-samples": lambda path: rewrite(path, header_of(path)),
-    "no columns": lambda path: rewrite(path, {"format": "geomkd.LayerScores/1"}),
+    "no columns": lambda path: rewrite(path, {"format": "geomkd.LayerScores/2"}),
     "list": lambda path: rewrite(path, [1]),
 }
 
@@ -326,7 +337,7 @@ SPOILS = {
 def test_other_files_are_refused(spoil, tmp_path):
     path = made(jumping()).save(tmp_path / "a")
     SPOILS[spoil](path)
-    with pytest.raises(ValueError, match=r"a does not hold geomkd.LayerScores/1"):
+    with pytest.raises(ValueError, match=r"a does not hold geomkd.LayerScores/2"):
         LayerScores.load(path)
 
 
@@ -341,7 +352,7 @@ def test_damage_anywhere_is_refused_or_harmless(tmp_path):
         try:
             loaded = LayerScores.load(path)
         except ValueError as error:
-            assert "does not hold geomkd.LayerScores/1" in str(error)
+            assert "does not hold geomkd.LayerScores/2" in str(error)
             refused += 1
         else:
             pd.testing.assert_frame_equal(loaded.to_frame(), scores.to_frame())
@@ -363,7 +374,7 @@ def test_nothing_is_unpickled(tmp_path):
     path, folder = tmp_path / "a", tmp_path / "left"
     with path.open("wb") as file:
         np.savez(file, header=np.array([Unpickled(str(folder))], dtype=object))
-    with pytest.raises(ValueError, match=r"a does not hold geomkd.LayerScores/1: Object arrays"):
+    with pytest.raises(ValueError, match=r"a does not hold geomkd.LayerScores/2: Object arrays"):
         LayerScores.load(path)
     assert not folder.exists()
 

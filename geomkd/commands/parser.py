@@ -12,6 +12,7 @@ from geomkd.commands.config import arguments_of
 from geomkd.distillation.features import CACHE_DTYPES
 from geomkd.distillation.recipe import PRECISIONS
 from geomkd.distillation.rivals import OBJECTIVES
+from geomkd.measuring import NAMES, QUALITY
 from geomkd.quickstart import STUDENT_EPOCHS
 
 BY = ("quality", "separation", "information", "efficiency", "sqrt_si")
@@ -82,8 +83,11 @@ def _score(commands: argparse._SubParsersAction) -> None:
     add("--layers", nargs="+", help="names of modules (default: blocks, activations, head input)")
     add("--definition", default="published", help="published (default) or robust")
     add("--pool", default="flatten", help="flatten (default), mean, max, cls or published")
+    add("--measures", nargs="+", default=[QUALITY], help=f"of {', '.join(NAMES)}")
     add("--subsamples", type=int, default=50, help="half-samples behind the ranks (default: 50)")
+    add("--sweep", type=int, nargs="+", default=[], help="smaller sample sizes to score beside")
     _add_scoring(score)
+    add("--by", help="score to select by, or sqrt_si, or loes (default: quality or the first)")
     add("--device", help="where to run (default: where the model is)")
     _add_common(score)
 
@@ -109,6 +113,7 @@ def _distill(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
         "--pairs", nargs="+", metavar="T:S", help="teacher and student layers, in place of --layers"
     )
     _add_scoring(distill)
+    add("--by", choices=BY, default="quality", help="score to select by")
     _add_training(distill)
     add("--cache", action=argparse.BooleanOptionalAction, default=False, help="teacher features")
     add("--cache-dir", type=os.path.abspath, help="where to (default: under the results)")
@@ -147,7 +152,6 @@ def _add_scoring(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--samples", type=int, default=5000, help="most images that are scored (default: 5000)")
     add("--k", type=int, default=4, help="layers to select (default: 4)")
-    add("--by", choices=BY, default="quality", help="score to select by")
     add("--memory", default="2GB", help="most memory of scoring beside model and data (2GB)")
 
 

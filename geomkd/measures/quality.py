@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,9 +16,10 @@ import torch
 from torch import Tensor
 
 from geomkd.arithmetic import exact_arithmetic
-from geomkd.checks import check_dataset_size, check_definition
+from geomkd.checks import check_dataset_size, check_definition, check_int
 from geomkd.draws import Draws
 from geomkd.gram import ClassGram
+from geomkd.measures.null import WithNull, beside_null, permutations
 from geomkd.statistics import (
     Spectrum,
     about_the_mean,
@@ -32,6 +34,7 @@ from geomkd.statistics import (
     trace,
 )
 
+TERMS = ("quality", "separation", "information", "efficiency")
 Parts = dict[str, Tensor]  # named intermediates, each (R,)
 
 
@@ -181,6 +184,8 @@ class KnowledgeQuality:
         "published" or "robust".
     samples, dim, n_classes : int
         Shape of the sample, and its classes.
+    null : dict of str to WithNull
+        The four scores beside those of permuted labels, where they were asked for; 0-d tensors.
     """
 
     quality: float
@@ -192,6 +197,7 @@ class KnowledgeQuality:
     samples: int
     dim: int
     n_classes: int
+    null: dict[str, WithNull] = field(default_factory=dict, repr=False)
 
     def __repr__(self) -> str:
         """One line."""
@@ -223,6 +229,8 @@ def knowledge_quality(
     *,
     dataset_size: float | None = None,
     definition: str = "published",
+    null: int = 0,
+    seed: int = 0,
 ) -> KnowledgeQuality:
     r"""Knowledge quality of one layer's features: Q = S + sqrt(I E).
 
@@ -239,11 +247,15 @@ def knowledge_quality(
     definition : {"published", "robust"}
         "published" is the paper's, with its quirks; "robust" is this library's own, invariant to
         translation and nearly free of sample size.
+    null : int
+        Permutations of the labels to hold the scores against; each costs as much as the score.
+    seed : int
+        Seeds them.
 
     Returns
     -------
     KnowledgeQuality
-        Python floats, and ``details`` with every intermediate.
+        Python floats, ``details`` with every intermediate, and ``null``.
 
     Raises
     ------
@@ -309,19 +321,40 @@ def knowledge_quality(
     size = check_dataset_size(dataset_size, gram.n)
     _warn_of_rows_without_direction(gram, definition, stacklevel=3)
     parts = quality_from(gram, Draws.all_of(gram.classes.sizes, gram.device), size, definition)
+    held = {}
+    if check_int(null, "null", least=0):
+        drawn = [
+            quality_from(other, Draws.all_of(gram.classes.sizes, gram.device), size, definition)
+            for other in permuted_grams(gram, null, seed)
+        ]
+        for name in TERMS:
+            held[name] = beside_null(parts[name][0], torch.cat([other[name] for other in drawn]))
     values = {name: value.item() for name, value in parts.items()}
-    terms = [values.pop(name) for name in ("quality", "separation", "information", "efficiency")]
-    return KnowledgeQuality(*terms, values, definition, gram.n, gram.dim, gram.n_classes)
+    terms = [values.pop(name) for name in TERMS]
+    return KnowledgeQuality(*terms, values, definition, gram.n, gram.dim, gram.n_classes, held)
 
 
-def separation(features: Any, labels: Any, *, definition: str = "published") -> Tensor:
+def permuted_grams(gram: ClassGram, count: int, seed: int) -> Iterator[ClassGram]:
+    """Gram matrices of the same features under permuted labels: their class means are others.
+
+    Each reads the columns again.
+    """
+    classes = gram.classes
+    for index in permutations(classes.index, count, check_int(seed, "seed", least=0)):
+        other = classes._replace(index=index)
+        yield ClassGram.from_columns(gram.columns, other, gram.dtype, gram.scale)
+
+
+def separation(
+    features: Any, labels: Any, *, definition: str = "published", null: int = 0, seed: int = 0
+) -> Tensor | WithNull:
     """Separation S of classes by cosine: within minus between.
 
     Parameters, errors and formulas as in `knowledge_quality`, whose S this is.
 
     Returns
     -------
-    Tensor, shape ()
+    Tensor, shape (), or WithNull
         float64, on the features' device.
 
     Examples
@@ -332,19 +365,20 @@ def separation(features: Any, labels: Any, *, definition: str = "published") -> 
     >>> separation(torch.eye(2)[labels], labels)
     tensor(1., dtype=torch.float64)
     """
-    gram, draws = _whole(features, labels, definition)
-    with exact_arithmetic(gram.device):
-        return _SEPARATION[definition](gram, draws)[0].squeeze(0)
+    gram = _gram(features, labels, definition)
+    return _term(_SEPARATION[definition], gram, null, seed)
 
 
-def information(features: Any, labels: Any, *, definition: str = "published") -> Tensor:
+def information(
+    features: Any, labels: Any, *, definition: str = "published", null: int = 0, seed: int = 0
+) -> Tensor | WithNull:
     """Information I: the spread of directions within classes times their spectral entropy.
 
     Parameters, errors and formulas as in `knowledge_quality`, whose I this is.
 
     Returns
     -------
-    Tensor, shape ()
+    Tensor, shape (), or WithNull
         float64, on the features' device.
 
     Examples
@@ -355,9 +389,11 @@ def information(features: Any, labels: Any, *, definition: str = "published") ->
     >>> information(torch.eye(2)[labels], labels)  # every class collapsed
     tensor(0., dtype=torch.float64)
     """
-    gram, draws = _whole(features, labels, definition)
-    with exact_arithmetic(gram.device):
-        return _INFORMATION[definition](gram, draws, class_spectra(gram, draws))[0].squeeze(0)
+
+    def term(gram: ClassGram, draws: Draws) -> tuple[Tensor, Parts]:
+        return _INFORMATION[definition](gram, draws, class_spectra(gram, draws))
+
+    return _term(term, _gram(features, labels, definition), null, seed)
 
 
 def efficiency(
@@ -366,14 +402,16 @@ def efficiency(
     *,
     dataset_size: float | None = None,
     definition: str = "published",
-) -> Tensor:
+    null: int = 0,
+    seed: int = 0,
+) -> Tensor | WithNull:
     """Efficiency E: the margin between classes over the size of the features.
 
     Parameters, errors and formulas as in `knowledge_quality`, whose E this is.
 
     Returns
     -------
-    Tensor, shape ()
+    Tensor, shape (), or WithNull
         float64, on the features' device.
 
     Examples
@@ -384,18 +422,32 @@ def efficiency(
     >>> e = efficiency(torch.eye(2)[labels], labels, definition="robust")
     >>> torch.testing.assert_close(e, torch.tensor(4.0, dtype=e.dtype))
     """
-    gram, draws = _whole(features, labels, definition)
+    gram = _gram(features, labels, definition)
     size = check_dataset_size(dataset_size, gram.n)
-    with exact_arithmetic(gram.device):
+
+    def term(gram: ClassGram, draws: Draws) -> tuple[Tensor, Parts]:
         nearest = nearest_in_draws(gram, draws, definition)
-        return _EFFICIENCY[definition](gram, draws, nearest, size)[0].squeeze(0)
+        return _EFFICIENCY[definition](gram, draws, nearest, size)
+
+    return _term(term, gram, null, seed)
 
 
-def _whole(features: Any, labels: Any, definition: str) -> tuple[ClassGram, Draws]:
+def _gram(features: Any, labels: Any, definition: str) -> ClassGram:
     check_definition(definition)
     gram = ClassGram.of(features, labels)
     _warn_of_rows_without_direction(gram, definition, stacklevel=4)
-    return gram, Draws.all_of(gram.classes.sizes, gram.device)
+    return gram
+
+
+def _term(term: Callable, gram: ClassGram, null: int, seed: int) -> Tensor | WithNull:
+    """One term of a Gram matrix, beside those of permuted labels if asked for."""
+    draws = Draws.all_of(gram.classes.sizes, gram.device)
+    with exact_arithmetic(gram.device):
+        value = term(gram, draws)[0].squeeze(0)
+        if not check_int(null, "null", least=0):
+            return value
+        drawn = [term(other, draws)[0] for other in permuted_grams(gram, null, seed)]
+        return beside_null(value, torch.cat(drawn))
 
 
 def _warn_of_rows_without_direction(gram: ClassGram, definition: str, stacklevel: int) -> None:
