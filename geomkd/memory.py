@@ -104,7 +104,11 @@ def plan_of(
     item = max(s.gram_dtype.itemsize for s in stored)
     fixed = sample.kept_bytes + more + KERNELS + item * n * n
     fixed += COLUMNS * max(2 * item * n, (8 + 2 * item) * most)  # a slice, and its centred copy
-    fixed += 12 * 8 * BLOCK**2 + 6 * 8 * max(*sizes, most) ** 2 + 4 * 8 * n * (len(sizes) + 2)
+    fixed += (
+        12 * 8 * BLOCK**2
+        + 6 * 8 * (max(*sizes, most) ** 2 if len(sizes) > 1 else 0)
+        + 4 * 8 * n * (len(sizes) + 2)
+    )
     fixed += halves * (64 * 16 * n + 6 * 8_000_000)
     squares = 8 * sum(m * m for m in entropy)  # of every layer in a group
     column = max(n, most) * max(s.dtype.itemsize for s in stored)

@@ -88,8 +88,9 @@ def plot_layers(
     ax.set_xlim(-0.6, len(frame) - 0.4)
     ax.set_xlabel("layer, in order of execution")
     ax.set_ylabel("score, from its least to its greatest layer" if own_range else "score (no unit)")
-    if own_range:
-        ax.set_ylim(-0.35, 1.35)  # a band may be many times as wide as the curve is high
+    if own_range:  # a band may be many times as wide as the curve is high
+        low, high = ax.get_ylim()
+        ax.set_ylim(max(low, -0.75), min(high, 1.75))
     else:
         ax.set_ylim(bottom=min(0.0, ax.get_ylim()[0]))
     ax.grid(axis="y", alpha=0.3)

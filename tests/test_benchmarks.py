@@ -2,11 +2,14 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks import distill_speed, distillation, speed
+from benchmarks import distill_speed, distillation, parity, speed
+from benchmarks.peers import compare
+from geomkd.measures import two_nn
 
 
 def test_speed_quick(tmp_path, monkeypatch, capsys):
@@ -57,3 +60,39 @@ def test_distill_speed_quick(tmp_path, monkeypatch, capsys):
     (row,) = result["caching"]
     assert row["speed_up"] == pytest.approx(row["live_seconds"] / row["cached_seconds"])
     assert "x the same steps written out by hand" in capsys.readouterr().out
+
+
+def test_parity_quick(tmp_path, capsys):
+    result = parity.main(["--quick", "--out", str(tmp_path / "parity.json")])
+    assert len(result["rows"]) == 12
+    for row in result["rows"]:
+        assert row["ours"] == pytest.approx(row["theirs"], rel=1e-6), row["measure"]
+    assert "silhouette, n = 400, d = 20" in capsys.readouterr().out
+
+
+def test_peers_take_turns(tmp_path, monkeypatch):
+    """A real process of ours; peers, whose environments are not here, by figures made up."""
+    np.save(tmp_path / "a.npy", np.random.default_rng(0).standard_normal((200, 8)))
+    own = compare.run_ours("two_nn", [tmp_path / "a.npy"], 2, 1)
+    assert own["value"] == pytest.approx(two_nn(np.load(tmp_path / "a.npy")).item())
+    assert len(own["seconds"]) == 2
+    assert own["peak_after"] >= own["peak_before"] > 1e6
+
+    def slower(name, measure, paths, repeats, threads):
+        peak = {"peak_before": 5, "peak_after": 7, "versions": {"peer": name}}
+        return {"value": 1.0, "seconds": [2 * seconds for seconds in own["seconds"]]} | peak
+
+    monkeypatch.setattr(compare, "run_ours", lambda *given: own)
+    monkeypatch.setattr(compare, "run_peer", slower)
+    monkeypatch.setattr(compare, "QUICK", [(200, 8), (200, 16)])
+    result = speed.main(["--peers", "--quick", "--out", str(tmp_path / "peers.json")])
+    assert [(row["measure"], row["peer"]) for row in result["peers"]] == 2 * [
+        ("two_nn", "skdim"),
+        ("two_nn", "dadapy"),
+        ("mle_dimension", "skdim"),
+        ("cka", "pytorch_cka"),
+    ]
+    for row in result["peers"]:
+        assert (row["times_faster"], row["to_product"]) == (2, 1)
+        assert row["peer_peak_growth"] == 2
+    assert set(result["exponents"]) == {"two_nn in d", "mle_dimension in d", "cka in d"}

@@ -9,7 +9,8 @@ NOTEBOOKS = sorted(Path(__file__).parents[1].glob("notebooks/*.ipynb"))
 
 
 def test_there_are_notebooks():
-    assert [path.stem for path in NOTEBOOKS] == ["distil_from_a_ranking", "explore_a_teacher"]
+    names = ["distil_from_a_ranking", "explore_a_teacher", "read_the_geometry"]
+    assert [path.stem for path in NOTEBOOKS] == names
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

@@ -14,6 +14,7 @@ from geomkd.draws import Draws
 from geomkd.gram import ClassGram
 from geomkd.measures.null import WithNull, against_null
 from geomkd.measures.split import check_share, held_out
+from geomkd.principal import ZERO_VARIANCE
 from geomkd.rows import nearest_rows, sums_over_classes, sums_over_labels, walk
 
 Score = Callable[[Tensor], Tensor]  # (n,) class indices -> 0-d
@@ -354,7 +355,7 @@ def fisher_score(gram: ClassGram) -> Score:
             return value
         hot = (index.unsqueeze(1) == names).double()
         between = ((hot * gram.dot_times(hot)).sum(dim=0) / hot.sum(dim=0)).sum()  # about the mean
-        return ratio(between, total - between)
+        return ratio(between, total - between, gram.raw_sq.sum())
 
     return score
 
@@ -362,7 +363,8 @@ def fisher_score(gram: ClassGram) -> Score:
 def fisher_ratio_from(gram: ClassGram, draws: Draws) -> Tensor:
     """Ratio tr S_b / tr S_w of each draw, (R,)."""
     if draws.whole:
-        return ratio(gram.between_sq(), gram.residual_sq.sum()).unsqueeze(0)
+        parts = gram.between_sq(), gram.residual_sq.sum(), gram.raw_sq.sum()
+        return ratio(*parts).unsqueeze(0)
     member = draws.member.double()
     within = member.T @ gram.residual_sq
     for a, (s, e) in enumerate(gram.spans):
@@ -370,10 +372,14 @@ def fisher_ratio_from(gram: ClassGram, draws: Draws) -> Tensor:
         within -= (part * (gram.class_residual_gram(a) @ part)).sum(dim=0) / draws.sizes[a]
     about = (member * gram.dot_times(member)).sum(dim=0) / sum(draws.sizes)
     total = member.T @ gram.centred_sq - about
-    return ratio(total - within, within)
+    return ratio(total - within, within, member.T @ gram.raw_sq)
 
 
-def ratio(above: Tensor, below: Tensor) -> Tensor:
-    """Quotient of two sums of squares; 0 where both are 0, inf where only the lower one is."""
+def ratio(above: Tensor, below: Tensor, raw_sq: Tensor) -> Tensor:
+    """Quotient of two sums of squares; 0 where all is rounding, inf where only the lower one is 0.
+
+    ``raw_sq``, the sum of squares about the origin, tells scatter from rounding.
+    """
     above, below = above.clamp(min=0), below.clamp(min=0)
-    return torch.where(above > 0, above / below, 0.0)
+    varies = (above > 0) & (above + below > ZERO_VARIANCE * raw_sq)
+    return torch.where(varies, above / below, 0.0)

@@ -320,7 +320,8 @@ def gbc(
     Notes
     -----
     -sum over a != b of exp(-D_ab): both (a, b) and (b, a), and no division by their number, as in
-    the paper and its code. With means m and variances v (population) of the classes on each axis,
+    the authors' code (where one variance a class, "spherical", is the default). With
+    means m and variances v (population) of the classes on each axis,
     D_ab = sum (m_a - m_b)^2 / (4 (v_a + v_b)) + 1/2 sum log((v_a + v_b) / (2 sqrt(v_a v_b))).
 
     Each v is at least 1e-4 of the mean variance of the kept axes over all samples. The published
