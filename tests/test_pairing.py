@@ -1,3 +1,7 @@
+import itertools
+
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import nn
@@ -5,6 +9,7 @@ from torchvision.models import mobilenet_v2, resnet18, vgg11_bn
 from torchvision.models.resnet import BasicBlock, ResNet
 from torchvision.models.vision_transformer import VisionTransformer
 
+from geomkd.comparing import similarity_matrix
 from geomkd.pairing import choose_layers, pair_layers
 from geomkd.quickstart import residual_network
 
@@ -106,3 +111,77 @@ def test_choosing_is_checked(options, text):
     teacher = residual_network(widths=(4, 4, 4), blocks=3, seed=0)
     with pytest.raises(ValueError, match=text):
         choose_layers(teacher, torch.zeros(2, 1, 8, 8), **options)
+
+
+# ---- by similarity -------------------------------------------------------------------------------
+
+BLOCKS = [f"layer{i}.{j}" for i in (1, 2, 3, 4) for j in (0, 1)]
+
+
+def frame_of(values, teacher="tuvw", columns=BLOCKS):
+    return pd.DataFrame(values, index=list(teacher)[: len(values)], columns=columns)
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, 4])
+@pytest.mark.parametrize("seed", range(5))
+def test_most_similar_in_order_is_the_best_of_all_choices(k, seed):
+    values = np.random.default_rng(seed).normal(size=(k, 8))
+    frame = frame_of(values).iloc[::-1, ::-1]  # the order of the frame does not matter
+    frame["fc.input"] = 9.0  # no block of the student: not chosen without similarity either
+    names = list("tuvw"[:k])
+    pairs = pair_layers(names, resnet18(), IMAGES, similarity=frame)
+    best = max(itertools.combinations(range(8), k), key=lambda js: values[range(k), list(js)].sum())
+    assert pairs == list(zip(names, [BLOCKS[j] for j in best], strict=True))
+
+
+def test_order_of_depth_is_kept():
+    """Each alone would take the other's layer."""
+    values = np.zeros((2, 8))
+    values[0, 5], values[1, 2], values[0, 1] = 1.0, 0.8, 0.3
+    pairs = pair_layers(["t", "u"], resnet18(), IMAGES, similarity=frame_of(values))
+    assert pairs == [("t", "layer1.1"), ("u", "layer2.0")]
+
+
+def test_as_many_layers_on_both_sides_leaves_no_choice():
+    student = ResNet(BasicBlock, [1, 1, 1, 1])
+    frame = frame_of(-np.eye(4)[::-1], columns=BLOCKS[::2])
+    pairs = pair_layers(list("tuvw"), student, IMAGES, similarity=frame)
+    assert pairs == list(zip("tuvw", BLOCKS[::2], strict=True))
+
+
+def test_matrix_of_two_models_pairs_a_model_with_its_copy():
+    teacher = resnet18(num_classes=4, norm_layer=lambda width: nn.GroupNorm(4, width))
+    student = resnet18(num_classes=4, norm_layer=lambda width: nn.GroupNorm(4, width))
+    student.load_state_dict(teacher.state_dict())
+    data = torch.randn(24, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    frame = similarity_matrix(teacher, student, (data, torch.arange(24) % 4), progress=False)
+    names = ["layer1.1", "layer3.0", "layer4.0"]
+    pairs = pair_layers(names, student, IMAGES, similarity=frame)
+    assert pairs == [(name, name) for name in names]
+
+
+GOOD = frame_of(np.zeros((2, 8)))
+
+
+@pytest.mark.parametrize(
+    ("frame", "error", "text"),
+    [
+        (np.zeros((2, 8)), TypeError, "must be a pandas DataFrame; got ndarray"),
+        (GOOD.rename(index={"u": "z"}), ValueError, r"row of teacher layer .* of \['u'\] among"),
+        (GOOD.T, ValueError, r"row of teacher layer each; got none or several of \['t', 'u'\]"),
+        (GOOD[BLOCKS[1:]], ValueError, r"column of student layer .* \['layer1.0'\] among"),
+        (pd.concat([GOOD, GOOD]), ValueError, r"none or several of \['t', 'u'\]"),
+        (GOOD.replace(0.0, np.nan), ValueError, "similarity must be finite"),
+    ],
+    ids=["array", "row", "transposed", "column", "twice", "nan"],
+)
+def test_similarity_is_checked(frame, error, text):
+    with pytest.raises(error, match=text):
+        pair_layers(["t", "u"], resnet18(), IMAGES, similarity=frame)
+
+
+def test_distances_are_refused():
+    frame = GOOD.copy()
+    frame.attrs["measure"] = "procrustes"
+    with pytest.raises(ValueError, match="larger where layers are more alike; got distances"):
+        pair_layers(["t", "u"], resnet18(), IMAGES, similarity=frame)
