@@ -75,7 +75,7 @@ class Rows:
         self.error = _DOT_ERROR[dtype]
 
     def centred(self, rows: slice) -> Tensor:
-        """Some rows about ``centre``, in the type of the products; a copy."""
+        """Take some rows about ``centre``, in the type of the products; a copy."""
         if self.scale != 1.0:  # which float32 may not hold
             return self.exact(rows).to(self.centre.dtype)
         return self.given[rows].to(self.centre.dtype) - self.centre
@@ -128,8 +128,8 @@ def nearest(features: Any, k: int) -> Neighbours:
     Notes
     -----
     Euclidean distance. Cost: n^2 d multiplications in the features' own precision; memory two tiles
-    of 2,048 rows, 2,048^2 distances, and the result. Distances that the products cannot give to a relative 1e-5 (of twins,
-    of tight groups far apart) are measured again by difference in float64.
+    of 2,048 rows, 2,048^2 distances, and the result. Distances that the products cannot give to a
+    relative 1e-5 (of twins, of tight groups far apart) are measured again by difference in float64.
 
     Examples
     --------

@@ -8,12 +8,23 @@ import torch
 from oracle import DEFINITIONS, clusters, values_of
 from torch._subclasses import FakeTensorMode
 
-from geomkd import efficiency, information, knowledge_quality, separation, statistics
+from geomkd import efficiency, information, knowledge_quality, measures, separation, statistics
 from geomkd.arithmetic import exact_arithmetic
 from geomkd.checks import Classes
 from geomkd.draws import Draws
 from geomkd.gram import ClassGram, column_slices, residual_gram
-from geomkd.measures import quality
+from geomkd.measures import (
+    collapse,
+    dimension,
+    quality,
+    separability,
+    similarity,
+    spectrum,
+    transfer,
+)
+from geomkd.neighbours import Rows, keep_nearest, smallest
+from geomkd.principal import Principal
+from geomkd.rows import NearestRows, full_rows, sums_over_classes, sums_over_labels, walk
 
 SIZES = [700, 300, 2]  # three blocks
 both = pytest.mark.parametrize("definition", DEFINITIONS)
@@ -120,6 +131,131 @@ def test_spectra_of_other_samples(elsewhere, kind, definition):
     assert {part.device for part in parts.values()} == {elsewhere}
 
 
+# ---- cores of the other measures -----------------------------------------------------------------
+
+
+def same_device(results, device, dtype=torch.float64):
+    assert {t.device for t in results} == {device}
+    assert {t.dtype for t in results} == {dtype}
+
+
+@dtypes
+def test_rows_of_a_gram(elsewhere, dtype):
+    gram = fake_gram(elsewhere, dtype)
+    for rows, dots, distance in full_rows(gram, 300):
+        assert dots.shape == distance.shape == (rows.stop - rows.start, gram.n)
+        same_device([dots, distance], elsewhere)
+    among = torch.ones(gram.n, dtype=torch.bool, device=elsewhere)
+    for reader in (NearestRows(gram, 5), NearestRows(gram, 50, among)):
+        walk(gram, [reader])
+        assert reader.sq.device == reader.at.device == elsewhere
+    same_device([gram.between_sq()], elsewhere)
+
+
+@dtypes
+def test_search(elsewhere, dtype):
+    """Up to the rows that are measured again, whose number is data."""
+    rows = Rows.__new__(Rows)  # the constructor reads the largest value
+    rows.given = torch.empty(3000, 40, dtype=dtype, device=elsewhere)
+    rows.n, rows.device, rows.scale = 3000, elsewhere, 0.5
+    single = torch.float64 if dtype is torch.float64 else torch.float32
+    rows.centre = torch.empty(40, dtype=single, device=elsewhere)
+    rows.sq = torch.empty(3000, dtype=torch.float64, device=elsewhere)
+    best = torch.empty(3000, 5, dtype=single, device=elsewhere)
+    at = torch.empty(3000, 5, dtype=torch.int64, device=elsewhere)
+    for part, cols, distance in rows.triangle():
+        keep_nearest(best, at, part, cols.start, distance)
+        assert {t.device for t in smallest(distance, 5)} == {elsewhere}
+        same_device([distance], elsewhere, single)
+    few = at[:100, 0]
+    same_device([rows.measure(few, at[:100]), rows.exact_rows(few)], elsewhere)
+
+
+def test_dimensions(elsewhere):
+    values = torch.empty(500, dtype=torch.float64, device=elsewhere)
+    results = [
+        dimension.two_nn_from(values),
+        dimension.two_nn_from(values, discard=0.0),
+        dimension.two_nn_from(values, method="mle"),
+        dimension.mle_dimension_from(values, 20),
+        dimension.mle_dimension_from(values, 20, average="arithmetic"),
+    ]
+    same_device(results, elsewhere)
+    assert {t.shape for t in results} == {()}
+    local = dimension.mle_dimension_from(values, 20, pointwise=True)
+    assert (local.shape, local.device) == ((500,), elsewhere)
+
+
+@pytest.mark.parametrize("kind", ["whole", "halves"])
+def test_separability(elsewhere, kind):
+    gram, draws = fake_gram(elsewhere), fake_draws(kind, elsewhere)
+    queries = draws.member.shape[1]
+    own = gram.class_of.unsqueeze(1)
+    member = draws.member.double()
+    for sums in (
+        sums_over_classes(gram, member),
+        sums_over_labels(own.expand(member.shape), member, 3),
+    ):
+        silhouettes = separability.Silhouettes(own, member, 3, sums)
+        means = separability.NearestMeans(gram, draws.member, draws.member)
+        walk(gram, [silhouettes, means], sums=3 * queries)
+        results = [silhouettes.means(), means.accuracies()]
+        same_device([*results, separability.fisher_ratio_from(gram, draws)], elsewhere)
+        assert {t.shape for t in results} == {(queries,)}
+    near = torch.empty(gram.n, 20, dtype=torch.int64, device=elsewhere)
+    hits = separability.knn_hits(near, near > 0, gram.class_of, 3, 15)
+    assert (hits.device, hits.dtype, hits.shape) == (elsewhere, torch.bool, (gram.n,))
+
+
+def test_scores_of_labels(elsewhere):
+    """What a null asks for: a score of the sorted rows' class indices."""
+    gram = fake_gram(elsewhere)
+    index = gram.class_of.clone()
+    scores = [
+        separability.silhouette_score(gram),
+        separability.fisher_score(gram),
+        separability.nearest_mean_score(gram, 0.3, 0),
+    ]
+    same_device([score(index) for score in scores], elsewhere)
+
+
+@pytest.mark.parametrize("rank", [0, 1, 50])
+def test_cores_of_principal_coordinates(elsewhere, rank):
+    own = {"dtype": torch.float64, "device": elsewhere}
+    found = Principal(torch.empty(60, rank, **own), torch.empty(rank, **own), 90)
+    index, s = torch.empty(60, dtype=torch.int64, device=elsewhere), found.sq_singular
+    results = [
+        spectrum.pca_dimension_from(s, 60, 90, 0.9),
+        spectrum.participation_ratio_from(s),
+        spectrum.debiased_participation_ratio_from(found),
+        spectrum.effective_rank_from(s, "singular"),
+        spectrum.power_law_alpha_from(s, spectrum.FIT),
+        spectrum.isotropy_from(s, 60, 90),
+        transfer.logme_from(found, index, 4),
+        transfer.h_score_from(found, index, 4),
+        transfer.gbc_from(found, index, 4),
+        *collapse.neural_collapse_from(found, index, 4),
+        similarity.procrustes_from(found, found),
+    ]
+    same_device(results, elsewhere)
+    assert {t.shape for t in results} == {()}
+
+
+@dtypes
+@pytest.mark.parametrize("debiased", [True, False])
+@pytest.mark.parametrize("width", [30, 900])
+def test_similarity(elsewhere, width, debiased, dtype):
+    """By the narrow side, and by triangles of Gram matrices."""
+    x, y = (torch.empty(600, d, dtype=dtype, device=elsewhere) for d in (width, 20))
+    found = similarity.products_of([x, y], [y], debiased)
+    same_device([*found, found.ratio()], elsewhere)
+    assert found.ratio().shape == (2, 1)
+    gram = torch.empty(3, 60, 60, dtype=torch.float32, device=elsewhere)
+    dense = similarity.cka_from(gram, gram, debiased=debiased)
+    same_device([dense], elsewhere)
+    assert dense.shape == (3,)
+
+
 # ---- for real ------------------------------------------------------------------------------------
 
 ACCELERATOR = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
@@ -164,3 +300,52 @@ def test_labels_elsewhere():
     x, y = (torch.from_numpy(t) for t in clusters())
     with pytest.raises(ValueError, match=r"labels must be on the features' device, .*; got cpu$"):
         knowledge_quality(x.to(ACCELERATOR), y)
+
+
+RESULTS = {"KnowledgeQuality", "NeuralCollapse", "WithNull", "knowledge_quality"}
+LABELLED = {
+    "efficiency",
+    "fisher_ratio",
+    "gbc",
+    "h_score",
+    "information",
+    "knn_accuracy",
+    "linear_probe",
+    "logme",
+    "nearest_class_mean",
+    "neural_collapse",
+    "separation",
+    "silhouette",
+}
+
+
+def tensors_of(name, x, y):
+    measure = getattr(measures, name)
+    if name in ("cka", "procrustes_distance"):
+        return [measure(x, x[:, :30].relu())]
+    found = measure(x, y) if name in LABELLED else measure(x)
+    return [found] if isinstance(found, torch.Tensor) else list(found)[:3]
+
+
+@pytest.mark.gpu
+@needs_accelerator
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16], ids=str)
+@pytest.mark.parametrize("name", sorted(set(measures.__all__) - RESULTS))
+def test_accelerator_gives_the_same_of_every_measure(name, dtype):
+    x, y = (torch.from_numpy(t) for t in clusters(700, 60, 5, sep=0.4))
+    x = x.to(dtype)
+    expected = [t.item() for t in tensors_of(name, x, y)]
+    found = tensors_of(name, x.to(ACCELERATOR), y.to(ACCELERATOR))
+    assert {t.device.type for t in found} == {ACCELERATOR.type}
+    assert [t.item() for t in found] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.gpu
+@needs_accelerator
+@pytest.mark.parametrize("name", ["fisher_ratio", "knn_accuracy", "nearest_class_mean", "logme"])
+def test_accelerator_draws_the_same_null(name):
+    x, y = (torch.from_numpy(t) for t in clusters(200, 20, 4, sep=0.4))
+    measure = getattr(measures, name)
+    expected = [t.item() for t in measure(x, y, null=5)]
+    found = measure(x.to(ACCELERATOR), y.to(ACCELERATOR), null=5)
+    assert [t.item() for t in found] == pytest.approx(expected, rel=1e-5)

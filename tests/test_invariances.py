@@ -1,6 +1,7 @@
-"""What must not change knowledge quality, and what must, of both definitions."""
+"""What must not change a measure, and what must: knowledge quality, then every public one."""
 
 import warnings
+from functools import partial
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import DEFINITIONS, TERMS, clusters, values_of
 
-from geomkd import knowledge_quality, separation
+from geomkd import knowledge_quality, measures, separation
 
 CLASSES = 4
 
@@ -173,3 +174,153 @@ def test_sample_size_moves_the_published_definition_more():
     }
     assert moved["published"] > 0.3
     assert moved["robust"] < 0.1
+
+
+# ---- every public measure ------------------------------------------------------------------------
+
+ROTATED = {
+    rotation,
+    scale,
+    sample_permutation,
+    class_renaming,
+}  # all that look at angles and ratios
+CENTRED = ROTATED | {translation}
+SPLIT = CENTRED - {sample_permutation}  # rows are held out by their place
+
+# Measure -> changes that leave it as it is; all others must move it.
+LEAVES = {
+    "separation": ROTATED,
+    "information": ROTATED,
+    "efficiency": ROTATED,
+    "separation, robust": CENTRED,
+    "information, robust": CENTRED,
+    "efficiency, robust": CENTRED,
+    "fisher_ratio": CENTRED,
+    "silhouette": CENTRED,
+    "knn_accuracy": CENTRED,
+    "nearest_class_mean": SPLIT,
+    "linear_probe": SPLIT,
+    "logme": ROTATED,  # an offset is what stands in for an intercept
+    "logme, centred": CENTRED,
+    "h_score": CENTRED,
+    "h_score, unshrunk": CENTRED | {feature_scales},
+    "gbc": CENTRED,
+    "nc1": CENTRED,
+    "nc2_norms": CENTRED,
+    "nc2_angles": CENTRED,
+    "two_nn": CENTRED,
+    "mle_dimension": CENTRED,
+    "pca_dimension": CENTRED,
+    "pca_dimension, uncentred": ROTATED,
+    "participation_ratio": CENTRED,
+    "participation_ratio, debiased": CENTRED,
+    "spectral_entropy": CENTRED,
+    "effective_rank": CENTRED,
+    "effective_rank, uncentred": ROTATED,
+    "power_law_alpha": CENTRED,
+    "isotropy": CENTRED,  # of features far above its 1e-6
+    "cka": CENTRED,  # of one of the two layers, but for the order of samples
+    "cka, biased": CENTRED,
+    "procrustes_distance": CENTRED,
+}
+OPTIONS = {
+    "robust": {"definition": "robust"},
+    "centred": {"center": True},
+    "uncentred": {"center": False},
+    "unshrunk": {"shrinkage": 0.0},
+    "debiased": {"debiased": True},
+    "biased": {"debiased": False},
+}
+ALONE = ("two_nn", "mle_dimension", "pca_dimension", "participation_ratio", "spectral_entropy")
+ALONE += ("effective_rank", "power_law_alpha", "isotropy")
+OF_TWO = ("cka", "procrustes_distance")
+MOVES = (
+    rotation,
+    scale,
+    translation,
+    feature_scales,
+    sample_permutation,
+    class_renaming,
+    label_permutation,
+)
+
+
+def measured(row, x, y, other):
+    """One number of a row of the table."""
+    name, _, option = row.partition(", ")
+    options = OPTIONS.get(option, {})
+    if name in OF_TWO:
+        return getattr(measures, name)(x, other, **options).item()
+    if name in ALONE:
+        return getattr(measures, name)(x, **options).item()
+    if name.startswith("nc"):
+        return getattr(measures.neural_collapse(x, y), name).item()
+    # Of one neighbour, so that no vote is a tie; see below.
+    measure = partial(measures.knn_accuracy, k=1) if row == "knn_accuracy" else None
+    return (measure or getattr(measures, name))(x, y, **options).item()
+
+
+def row_names():
+    for name in LEAVES:
+        name = name.partition(", ")[0]
+        yield "neural_collapse" if name.startswith("nc") else name
+
+
+def test_every_measure_has_a_row():
+    results = {"KnowledgeQuality", "NeuralCollapse", "WithNull", "knowledge_quality"}
+    assert set(row_names()) == set(measures.__all__) - results
+
+
+def cells():
+    """Rows and changes, but for those of classes that a measure does not know."""
+    for row in LEAVES:
+        alone = row.partition(", ")[0] in ALONE + OF_TWO
+        for change in MOVES[: 5 if alone else 7]:
+            yield pytest.param(row, change, id=f"{row}-{change.__name__}")
+
+
+@pytest.mark.parametrize(("row", "change"), list(cells()))
+def test_table(row, change):
+    x, y = clusters(200, 18, CLASSES, sep=0.5)
+    x = (x * 0.9 ** np.arange(18) + 0.5) * (1000 if row == "isotropy" else 1)
+    mix = np.random.default_rng(7).standard_normal((18, 11))
+    other = np.maximum(x @ mix, 0)
+    changed_x, changed_y = change(x, y, np.random.default_rng(11))
+    if change is sample_permutation:  # of both layers
+        other = other[np.random.default_rng(11).permutation(len(x))]
+    before = measured(row, x, y, np.maximum(x @ mix, 0))
+    after = measured(row, changed_x, changed_y, other)
+    if change in LEAVES[row]:
+        rel = 1e-4 if (row, change) == ("isotropy", scale) else 1e-7
+        assert after == pytest.approx(before, rel=rel)
+    else:
+        assert abs(after / before - 1) > 1e-4
+
+
+@pytest.mark.parametrize("name", OF_TWO)
+def test_both_layers_keep_the_order_of_samples(name):
+    x, _ = clusters(60, 12, CLASSES)
+    measure = getattr(measures, name)
+    assert measure(x, x).item() == pytest.approx(
+        {"cka": 1, "procrustes_distance": 0}[name], abs=1e-9
+    )
+    shuffled = measure(x, x[np.random.default_rng(0).permutation(60)]).item()
+    assert shuffled < 0.5 if name == "cka" else shuffled > 0.5
+    y = clusters(60, 9, CLASSES, seed=1)[0]
+    assert measure(x, y).item() == pytest.approx(measure(y, x).item(), rel=1e-9)
+
+
+def test_a_tied_vote_goes_to_the_lowest_label():
+    """The one measure that the names of classes may move."""
+    x, y = np.array([[0.0], [1.0], [1.1], [3.0], [3.1]]), np.array([0, 0, 1, 1, 0])
+    names = np.array([1, 0])
+    here, there = (measures.knn_accuracy(x, labels, k=2).item() for labels in (y, names[y]))
+    assert here != there
+
+
+def test_translation_moves_uncentred_measures_only():
+    """A large offset is one direction."""
+    x = clusters(80, 12, CLASSES)[0].astype(np.float64)
+    assert measures.effective_rank(x + 1e4, center=False, on="eigenvalues") < 1.001
+    centred = [measures.effective_rank(features).item() for features in (x, x + 1e4)]
+    assert centred[1] == pytest.approx(centred[0], rel=1e-3)

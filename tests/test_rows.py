@@ -93,7 +93,8 @@ def test_rows_near_the_mean():
     """Rows whose products cancel are taken from float64 in rows of dots too."""
     x, y = clusters(600, 40, 3, sep=0.0)
     x[::50] *= np.float32(1e-5)
-    x[300:] = -x[:300]  # so that their mean is 0
+    x[300:] = -x[:300]  # so that their mean is 0, but not those of the classes
+    y = np.where(np.arange(600) < 300, y, (y + 1) % 3)
     gram, x, _ = gram_of(x, y)
     centred = x - x.mean(axis=0)
     small = np.flatnonzero(np.linalg.norm(centred, axis=1) < 0.01)
@@ -193,6 +194,16 @@ def test_tight_groups_within_and_across_classes(spread, among):
     _, at = check(gram, rows, 10, inside)
     of_row = group[gram.order.numpy()]
     assert (of_row[at.numpy()] == of_row[:, None]).all()
+
+
+@pytest.mark.parametrize("spread", [1e-3, 1e-2])
+def test_order_within_small_groups(spread):
+    """Groups smaller than what is kept: all found at once, but in an order that is noise."""
+    rng = np.random.default_rng(0)
+    x = 100 * rng.standard_normal((40, 20))[np.arange(240) // 6]
+    x = (x + spread * rng.standard_normal((240, 20))).astype(np.float32)
+    gram, rows, _ = gram_of(x, np.arange(240) % 4)
+    check(gram, rows, 9)
 
 
 @pytest.mark.parametrize("power", [-100, 100])
