@@ -342,7 +342,7 @@ def test_pool_that_does_not_fit_names_the_layer():
     [
         ({"pool": "sum"}, ValueError, "pool must be one of ('flatten', 'mean', 'max', 'cls', "),
         ({"definition": "new"}, ValueError, "definition must be one of ('published', 'robust')"),
-        ({"measures": ("cka",)}, ValueError, "measures must be ('knowledge_quality',); got"),
+        ({"measures": ("cka",)}, ValueError, "measures must be among ('knowledge_quality', "),
         ({"memory": "much"}, ValueError, "memory must be bytes or a text such as '2GB'; got 'm"),
         ({"memory": 0}, ValueError, "memory must be bytes or a text such as '2GB'; got 0"),
         ({"subsamples": -1}, ValueError, "subsamples must be at least 0; got -1"),

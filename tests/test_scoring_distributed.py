@@ -94,11 +94,19 @@ def case(model=None, x=None, **options):
     return lambda: score_layers(model, data, **({"subsamples": 5, "progress": False} | options))
 
 
+def mean_of_first(features, labels):
+    """A measure of the caller's own."""
+    return features[labels == 0].mean()
+
+
 def cases():
     """Calls of score_layers by name, the same in every process unless the name says otherwise."""
     small = {"subsamples": 5, "definition": "robust", "entropy_per_class": 10, "samples": 24}
     few = ["layer4.0", "fc.input", "fc"]
     zero, x = with_zero_rows()
+    several = ("two_nn", "knn_accuracy", "h_score", "effective_rank", "cka_to_last", "fisher_ratio")
+    several += ("knowledge_quality", mean_of_first)
+    yield "measures", case(measures=several, layers=few, sweep=[16, 32], null=1)
     yield "plain", case()
     yield "slices", case(**small, memory=tight(500_000, **small))
     yield "groups", case(memory=tight(0))
@@ -173,6 +181,10 @@ def assert_identical(scores, other):
     assert scores.draws.keys() == other.draws.keys()
     for term, drawn in scores.draws.items():
         np.testing.assert_array_equal(drawn, other.draws[term])
+    assert scores.sweep.keys() == other.sweep.keys()
+    for term, values in scores.sweep.items():
+        np.testing.assert_array_equal(values, other.sweep[term])
+    np.testing.assert_array_equal(scores.kept, other.kept)
     assert scores.settings == other.settings
 
 
@@ -187,6 +199,16 @@ def test_every_process_gives_what_one_gives(runs, size, name):
     (alone,) = scores_in(runs, 1, name)
     assert alone.settings["partial"] is False
     for scores in scores_in(runs, size, name):
+        assert_identical(scores, alone)
+
+
+@several
+def test_every_process_gives_all_measures(runs, size):
+    (alone,) = scores_in(runs, 1, "measures")
+    assert {"quality", "mean_of_first", "cka_to_last", "h_score"} < set(alone.draws)
+    assert alone.sweep["two_nn"].shape == (3, 2) and alone.draws["h_score"].shape == (3, 5)
+    assert alone.grams.shape == (3, N, N) and "knn_accuracy_excess" in alone.frame
+    for scores in scores_in(runs, size, "measures"):
         assert_identical(scores, alone)
 
 
@@ -230,6 +252,8 @@ def test_ctrl_c_in_one_process_leaves_the_rest(runs, size, name):
         whole.to_frame()[rows].assign(depth=range(rows.sum())).reset_index(drop=True),
         {term: drawn[rows] for term, drawn in whole.draws.items()},
         whole.settings | {"partial": True},
+        {term: values[rows] for term, values in whole.sweep.items()},
+        whole.kept[rows],
     )
     for part in parts:
         assert_identical(part, expected)
@@ -244,8 +268,8 @@ def test_ctrl_c_without_rows_is_raised_everywhere(runs, size):
 @several
 def test_other_arguments_are_told(runs, size):
     text = (
-        "every process must call score_layers with the same arguments; samples, samples_per_class "
-        "of process 1 differ from those of process 0"
+        "every process must call score_layers with the same arguments; samples, samples_per_class, "
+        "subset, subset_classes of process 1 differ from those of process 0"
     )
     found = told_in(runs, size, "other samples")
     assert [one["error"] for one in found] == size * [["ValueError", text]]

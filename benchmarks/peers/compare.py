@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.peers.run import SHELL, _variables, run_peer
+from benchmarks.peers.run import SHELL, run_peer, thread_variables
 
 ROOT = Path(__file__).parents[2]
 SIZES = [(5000, 64), (5000, 512), (5000, 4096), (10000, 64), (10000, 512), (10000, 4096)]
@@ -41,7 +41,7 @@ def run_ours(measure: str, paths: list[Path], repeats: int, threads: int) -> dic
     command += ["--features", str(paths[0]), "--repeats", str(repeats)]
     for other in paths[1:]:
         command += ["--other", str(other)]
-    variables = _variables(threads)
+    variables = thread_variables(threads)
     done = subprocess.run(
         command, capture_output=True, text=True, check=True, cwd=ROOT, env=variables
     )

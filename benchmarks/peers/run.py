@@ -67,13 +67,14 @@ def run_peer(
     command += ["--measure", measure, "--repeats", str(repeats), "--features", paths[0]]
     for other in paths[1:]:
         command += ["--other", other]
-    done = subprocess.run(command, capture_output=True, text=True, env=_variables(threads))
+    done = subprocess.run(command, capture_output=True, text=True, env=thread_variables(threads))
     if done.returncode:
         said = done.stderr.strip()[-2000:]
         raise RuntimeError(f"{name}'s {measure} of {paths[0]} exited {done.returncode}: {said}")
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def _variables(threads: int) -> dict[str, str]:
+def thread_variables(threads: int) -> dict[str, str]:
+    """Environment of a process in which every library uses so many threads."""
     names = ("OMP", "OPENBLAS", "MKL", "NUMBA", "VECLIB_MAXIMUM")
     return os.environ | {f"{name}_NUM_THREADS": str(threads) for name in names}
