@@ -82,17 +82,17 @@ class Rows:
 
     def triangle(self) -> Iterator[tuple[slice, slice, Tensor]]:
         """Yield rows, columns and their squared distances: tiles on and above the diagonal."""
-        sq, height = self.sq.to(self.centre.dtype), max(256, _CENTRED // self.given.shape[1])
-        tiles = [
-            slice(s, min(self.n, s + min(TILE, height)))
-            for s in range(0, self.n, min(TILE, height))
-        ]
+        height = min(TILE, max(256, _CENTRED // self.given.shape[1]))
+        tiles = [slice(s, min(self.n, s + height)) for s in range(0, self.n, height)]
         for i, rows in enumerate(tiles):
             left = self.centred(rows)
+            # The norms ride along as two more features: one product gives x^2 + y^2 - 2 xy.
+            sq, one = self.sq[rows, None].to(left.dtype), left.new_ones(len(left), 1)
+            whole = torch.cat([left, sq, one], dim=1)
             for cols in tiles[i:]:
                 right = left if cols is rows else self.centred(cols)
-                distance = torch.addmm(sq[cols], left, right.T, alpha=-2)
-                yield rows, cols, distance.add_(sq[rows, None])
+                sq, one = self.sq[cols, None].to(left.dtype), left.new_ones(len(right), 1)
+                yield rows, cols, whole @ torch.cat([right * -2, one, sq], dim=1).T
 
     def measure(self, rows: Tensor, at: Tensor) -> Tensor:
         """Squared distances from (m,) rows to (m, k) rows, by difference in float64: (m, k)."""
@@ -158,7 +158,7 @@ def _searched(rows: Rows, k: int) -> Neighbours:
         if part == cols:
             distance.fill_diagonal_(torch.inf)
         else:
-            keep_nearest(best, at, cols, part.start, distance.T.contiguous())
+            keep_nearest(best, at, cols, part.start, distance.T)
         keep_nearest(best, at, part, cols.start, distance)
     return _settled(rows, Neighbours(best.double().clamp_(min=0), at))
 
@@ -189,7 +189,10 @@ def smallest(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
     if depth < 4:
         return values.topk(k, dim=1, largest=False)
     dealt = groups * depth
-    least = values[:, :dealt].unflatten(1, (depth, groups)).amin(dim=1)
+    if values.stride(0) == 1:  # columns of a matrix, along which minima would be slow
+        least = values.T[:dealt].unflatten(0, (depth, groups)).amin(dim=0).T.contiguous()
+    else:
+        least = values[:, :dealt].unflatten(1, (depth, groups)).amin(dim=1)
     chosen = least.topk(k, dim=1, largest=False, sorted=False).indices
     steps = torch.arange(0, dealt, groups, device=values.device)
     places = (chosen.unsqueeze(1) + steps.view(1, -1, 1)).flatten(1)

@@ -32,6 +32,8 @@ PEERS = {
     "mle_dimension": ("skdim",),  # DADApy has none from k neighbours' distances
     "cka": ("pytorch_cka",),
 }
+CALLS = [("product", "ours")]
+CALLS += [(measure, name) for measure, peers in PEERS.items() for name in ("ours", *peers)]
 TURNS, REPEATS = 2, 2
 
 
@@ -55,42 +57,36 @@ def rows(sizes: list[tuple[int, int]], dtype: str, threads: int) -> Iterator[dic
             paths = [Path(folder) / name for name in ("a.npy", "b.npy")]
             for seed, path in enumerate(paths):
                 np.save(path, _features(n, d, seed).numpy().astype(dtype))
-            for measure, peers in PEERS.items():
-                given = paths if measure == "cka" else paths[:1]
-                yield from _turns(n, d, dtype, measure, peers, given, threads)
+            repeats = 1 if n * n * d > 2e11 else REPEATS
+            runs: dict[tuple[str, str], list[dict[str, Any]]] = {}
+            for _ in range(TURNS):
+                for measure, name in CALLS:
+                    given = paths if measure == "cka" else paths[:1]
+                    options = (measure, given, repeats, threads)
+                    found = run_ours(*options) if name == "ours" else run_peer(name, *options)
+                    runs.setdefault((measure, name), []).append(found)
+            yield from _compared({"n": n, "d": d, "dtype": dtype}, runs)
 
 
-def _turns(
-    n: int, d: int, dtype: str, measure: str, peers: tuple, paths: list[Path], threads: int
-) -> Iterator[dict[str, Any]]:
-    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in ("ours", "product", *peers)}
-    for _ in range(TURNS):
-        for name, found in runs.items():
-            if name == "product":
-                found.append(run_ours("product", paths[:1], REPEATS, threads))
-            elif name == "ours":
-                found.append(run_ours(measure, paths, REPEATS, threads))
-            else:
-                found.append(run_peer(name, measure, paths, REPEATS, threads))
+def _compared(size: dict[str, Any], runs: dict[tuple[str, str], list]) -> Iterator[dict[str, Any]]:
     seconds = {k: statistics.median(s for r in v for s in r["seconds"]) for k, v in runs.items()}
     growth = {k: max(r["peak_after"] - r["peak_before"] for r in v) for k, v in runs.items()}
-    for name in peers:
+    for measure, name in (call for call in CALLS if call[1] != "ours"):
+        ours, theirs = (measure, "ours"), (measure, name)
         yield {
             "measure": measure,
             "peer": name,
-            "n": n,
-            "d": d,
-            "dtype": dtype,
-            "seconds": seconds["ours"],
-            "peer_seconds": seconds[name],
-            "product_seconds": seconds["product"],
-            "times_faster": seconds[name] / seconds["ours"],
-            "to_product": seconds["ours"] / seconds["product"],
-            "value": runs["ours"][0]["value"],
-            "peer_value": runs[name][0]["value"],
-            "peak_growth": growth["ours"],
-            "peer_peak_growth": growth[name],
-            "peer_versions": runs[name][0]["versions"],
+            **size,
+            "seconds": seconds[ours],
+            "peer_seconds": seconds[theirs],
+            "product_seconds": seconds["product", "ours"],
+            "times_faster": seconds[theirs] / seconds[ours],
+            "to_product": seconds[ours] / seconds["product", "ours"],
+            "value": runs[ours][0]["value"],
+            "peer_value": runs[theirs][0]["value"],
+            "peak_growth": growth[ours],
+            "peer_peak_growth": growth[theirs],
+            "peer_versions": runs[theirs][0]["versions"],
         }
 
 
