@@ -38,7 +38,22 @@ def test_score_writes_what_it_prints(images, tmp_path, capsys):
     summary = json.loads((out / "summary.json").read_text())
     assert summary["selected"] == scores.select(4, by="separation")
     assert summary["machine"]["torch"] == torch.__version__
-    assert summary["settings"] == scores.settings
+    known = {key: scores.settings[key] for key in scores.settings if key != "subset_classes"}
+    assert summary["settings"] == known
+
+
+def test_score_by_other_measures_and_sizes(images, tmp_path, capsys):
+    out = tmp_path / "found"
+    command = ["score", "--model", "torchvision:resnet18", "--data", images, "--out", str(out)]
+    command += ["--measures", "fisher_ratio", "isotropy", "--sweep", "10", "--subsamples", "2"]
+    assert main([*command, "--by", "loes", "--quiet"]) == 0
+    assert "sweep.png" in capsys.readouterr().out and is_png(out / "sweep.png")
+    scores = LayerScores.load(out / "scores.npz")
+    assert list(scores.draws) == ["fisher_ratio", "isotropy"]
+    selected = json.loads((out / "summary.json").read_text())["selected"]
+    assert selected == scores.select(4, by="loes")
+    assert main([*command, "--by", "quality", "--quiet"]) == 2
+    assert "--by must be one of fisher_ratio, isotropy, loes" in capsys.readouterr().err
 
 
 def test_without_half_samples_ranks_are_open(images, tmp_path, capsys):
