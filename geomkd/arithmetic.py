@@ -8,6 +8,12 @@ from contextlib import contextmanager, nullcontext
 import torch
 from torch import Tensor
 
+COLUMNS = 1024  # features that are centred and multiplied at a time
+# A product of two rows is off by about this share of |x||y|.
+DOT_ERROR = {torch.float32: 2.0**-21, torch.float64: 2.0**-50}
+SQ_DISTANCE_ERROR = 1e-5  # share of a squared distance that may come from products
+ZERO_VARIANCE = 2.0**-88  # of the squared norms: what rounding a float64 mean leaves
+
 
 @contextmanager
 def exact_arithmetic(device: torch.device) -> Iterator[None]:

@@ -12,10 +12,11 @@ from geomkd.commands.parser import parsed
 from geomkd.commands.processes import ERRORS, is_first_to_fail
 from geomkd.distributed import world
 from geomkd.loading import load_data, load_model
+from geomkd.measures.quality import TERMS
 from geomkd.measuring import QUALITY, columns_of, named
 from geomkd.quickstart import quickstart, sqrt_si
 from geomkd.reports import machine, new_folder, write_frame, write_json, write_picture
-from geomkd.scores import TERMS, LayerScores
+from geomkd.scores import LayerScores
 from geomkd.scoring import score_layers
 
 

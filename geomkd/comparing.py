@@ -24,11 +24,11 @@ from geomkd.measures.similarity import (
     triangle_of,
     triangle_products,
 )
-from geomkd.models import Forward, evaluating, unwrap
+from geomkd.models import Forward, evaluating, on_device, unwrap
 from geomkd.pooling import check_pool, pooled
 from geomkd.principal import principal
 from geomkd.sampling import Sample, to_device
-from geomkd.scoring import EXAMPLES, _on
+from geomkd.scoring import EXAMPLES
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -154,7 +154,7 @@ def similarity_matrix(
         sides = []
         for model, layers in ((a, layers_a), (b, layers_b)):
             stack.enter_context(evaluating(model))
-            place = stack.enter_context(_on(model, device))
+            place = stack.enter_context(on_device(model, device))
             example = to_device(next(sample.batches(EXAMPLES)), place)
             kinds_of = _chosen(model, layers, example, forward)
             sides.append(_Side(model, kinds_of, place, pool, forward))
@@ -290,7 +290,7 @@ def _streamed(
     size = n // count
     # The sample is in the order of the data, often by class; a batch has to be a sample of all.
     order = torch.randperm(n, generator=torch.Generator().manual_seed(made["seed"]))
-    sample.indices = sample.indices[order[: count * size]]
+    sample = sample.taken(order[: count * size])
     rows, columns = list(a.kinds), list(b.kinds)
     one_model = unwrap(a.model) is unwrap(b.model)  # is run once, for the layers of both
     if one_model:

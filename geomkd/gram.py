@@ -18,14 +18,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from geomkd.arithmetic import exact_arithmetic, inverse
+from geomkd.arithmetic import COLUMNS, DOT_ERROR, exact_arithmetic, inverse
 from geomkd.checks import Classes, as_classes, as_features, check_rows_finite
+from geomkd.neighbours import keep_nearest
 
 BLOCK = 512  # rows of a block: a float64 block of 2 MB stays in cache
-COLUMNS = 1024  # features that are centred and multiplied at a time
 
-# A float32 dot product is off by about this share of |c_i||c_j|; see `ClassGram.unresolved`.
-_DOT_ERROR = {torch.float32: 2.0**-21, torch.float64: 2.0**-50}
 _DISTANCE_TOLERANCE = 1e-5
 _NEAR = 2.0**-8  # rows of a squared norm below this share of |c_i|^2 are measured again
 _FEW = 8  # candidates for the nearest that are measured by difference
@@ -297,9 +295,9 @@ class ClassGram:
             if among is not None:
                 distance.masked_fill_(~among[cols.rows], torch.inf)
                 distance.masked_fill_(~among[rows.rows, None], torch.inf)
-            _keep_nearest(best, at, rows.rows, cols.rows, distance)
+            keep_nearest(best, at, rows.rows, cols.rows.start, distance)
             if rows is not cols:
-                _keep_nearest(best, at, cols.rows, rows.rows, distance.T.contiguous())
+                keep_nearest(best, at, cols.rows, rows.rows.start, distance.T)
         return best.clamp_(min=0), at
 
     # ---- where the Gram matrix cancels ----------------------------------------------------------
@@ -342,7 +340,7 @@ class ClassGram:
         # No sample of a larger residual than this is as near, by the triangle inequality.
         means = self._mean_dot.diagonal()[: self.n_classes].max().sqrt()
         reach = (sq_distance.sqrt() + residual + 2 * means).clamp(max=residual.max())
-        error = 2 * _DOT_ERROR[self.dtype] * residual * reach
+        error = 2 * DOT_ERROR[self.dtype] * residual * reach
         # Without residuals (collapsed classes) what is left is float64 rounding of the norms.
         error = error + 2.0**-48 * (self.centred_sq + self.centred_sq[at])
         open_ = error > 2 * _DISTANCE_TOLERANCE * sq_distance
@@ -397,19 +395,6 @@ class ClassGram:
                     dots[:, block.rows].addmm_(left, right.T)
                 del piece
         return dots
-
-
-def _keep_nearest(best: Tensor, at: Tensor, rows: slice, cols: slice, distance: Tensor) -> None:
-    k = best.shape[1]
-    value, column = (
-        distance.min(dim=1, keepdim=True)
-        if k == 1
-        else distance.topk(min(k, distance.shape[1]), dim=1, largest=False)
-    )
-    column = column + cols.start
-    both = torch.cat([best[rows], value], dim=1)
-    best[rows], keep = both.topk(k, dim=1, largest=False)
-    at[rows] = torch.cat([at[rows], column], dim=1).gather(1, keep)
 
 
 def residual_gram(

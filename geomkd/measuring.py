@@ -17,16 +17,16 @@ import torch
 from torch import Tensor
 
 from geomkd import measures as public
-from geomkd.arithmetic import exact_arithmetic, one_thread
+from geomkd.arithmetic import COLUMNS, exact_arithmetic, one_thread
 from geomkd.checks import check_int
 from geomkd.draws import Draws
 from geomkd.gram import ClassGram
 from geomkd.measures import collapse, dimension, probe, separability, spectrum, transfer
-from geomkd.measures.null import NULL_COLUMNS, against_null
+from geomkd.measures.null import WithNull, against_null
 from geomkd.measures.quality import TERMS
 from geomkd.measures.split import held_out
 from geomkd.neighbours import Neighbours
-from geomkd.principal import COLUMNS, Principal
+from geomkd.principal import Principal
 from geomkd.rows import NUMBERS, NearestRows, nearest_rows, sums_over_classes, walk
 from geomkd.subset import MOST, SubsetGram, balanced, nested, parts_of
 
@@ -91,7 +91,8 @@ OF_SPECTRUM = {
     "h_score": OfSpectrum(transfer.h_score_from, supervised=True),
     "gbc": OfSpectrum(transfer.gbc_from, supervised=True),
 }
-OF_ROWS = ("two_nn", "mle_dimension", "knn_accuracy", "silhouette", "nearest_class_mean")
+OF_NEIGHBOURS = ("two_nn", "mle_dimension", "knn_accuracy")
+OF_ROWS = (*OF_NEIGHBOURS, "silhouette", "nearest_class_mean")
 OF_SCATTER = ("fisher_ratio",)
 OF_GRAMS = ("cka_to_last",)  # of two layers: from the kept Gram matrices, once all are there
 NAMES = (QUALITY, *OF_ROWS, *OF_SCATTER, *OF_SPECTRUM, *OF_GRAMS)
@@ -221,11 +222,14 @@ class Toolbox:
             self._elsewhere[device] = replace(self, **moved)
         return self._elsewhere[device]
 
-    def bytes(self, dim: int) -> int:
-        """Estimate what the measures need beside knowledge quality, of a layer of ``dim``."""
+    def bytes(self, dim: int, layers: int) -> int:
+        """Estimate what the measures of ``layers`` layers, at most ``dim`` wide, need besides."""
         m, n, q = len(self.rows), self.n, self.member.shape[1]
-        need = 8 * m * (m + COLUMNS)  # the kept Gram matrix
+        need = 8 * m * (m + COLUMNS)  # the Gram matrix of the subset
+        need += 4 * m * m * layers  # what is kept of it, and its copy in the result
         wanted = set(self.measures)
+        if wanted & set(OF_GRAMS):
+            need += 4 * m * m * layers + 16 * m * m
         if wanted & set(OF_SPECTRUM):
             need += 6 * 8 * m * m
         if wanted & set(OF_ROWS):
@@ -254,7 +258,7 @@ class Toolbox:
 
     def _of_rows(self, gram: ClassGram) -> Values:
         wanted, readers = set(self.measures) & set(OF_ROWS), {}
-        if wanted & {"two_nn", "mle_dimension", "knn_accuracy"}:
+        if wanted & set(OF_NEIGHBOURS):
             readers["near"] = NearestRows(gram, _KEPT if self.halves else MLE)
             for i, draws in enumerate(self.smaller):
                 readers[f"near {i}"] = NearestRows(gram, MLE, draws.member[:, 0])
@@ -290,11 +294,10 @@ class Toolbox:
         return train, test
 
     def _of_neighbours(self, gram: ClassGram, near: list[NearestRows], wanted: set) -> Values:
-        found: Values = {}
         served = 1 + self.subsamples  # columns that the first reader serves
         groups = [(near[0], self.member[:, :served])]
         groups += [(r, d.member) for r, d in zip(near[1:], self.smaller, strict=True)]
-        parts: dict[str, list[Tensor]] = {name: [] for name in wanted if "n" in name}
+        parts: dict[str, list[Tensor]] = {name: [] for name in OF_NEIGHBOURS if name in wanted}
         for reader, member in groups:
             sq, at = reader.found()
             valid = sq.isfinite()
@@ -313,10 +316,7 @@ class Toolbox:
                 for name, of in (("two_nn", _two_nn), ("mle_dimension", _mle)):
                     if name in wanted:
                         parts[name].append(of(logs, at, valid, held))
-        for name, columns in parts.items():
-            if columns:
-                found[name] = torch.cat(columns)
-        return found
+        return {name: torch.cat(columns) for name, columns in parts.items()}
 
     def _tell_equals(self, count: int) -> None:
         warnings.warn(
@@ -360,20 +360,18 @@ class Toolbox:
         values = []
         for member in self.member.T:
             rows = self.order[member].sort().values
-            part = features if len(rows) == self.n else features[rows]
-            values.append(_number(own(part, self.labels[rows]), name))
+            values.append(_number(own(features[rows], self.labels[rows]), name))  # copies
         return torch.tensor(values, dtype=torch.float64, device=self.index.device)
 
     # ---- nulls -----------------------------------------------------------------------------------
 
-    def nulls(self, gram: ClassGram, subset: SubsetGram) -> dict[str, Tensor]:
-        """Mean, 95 % quantile and excess of the supervised measures, knowledge quality's apart."""
-        found: dict[str, Tensor] = {}
+    def nulls(self, gram: ClassGram, subset: SubsetGram) -> dict[str, WithNull]:
+        """Supervised measures beside those of permuted labels, knowledge quality apart."""
+        found: dict[str, WithNull] = {}
         for name in self.measures:
             for column, score, index in self._scores_of(name, gram, subset):
                 with exact_arithmetic(gram.device):
-                    result = against_null(score, index, self.null, self.seed)
-                found |= {f"{column}_{key}": getattr(result, key) for key in NULL_COLUMNS}
+                    found[column] = against_null(score, index, self.null, self.seed)
         return found
 
     def _scores_of(self, name: str, gram: ClassGram, subset: SubsetGram) -> list[tuple]:

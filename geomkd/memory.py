@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from geomkd.gram import BLOCK, COLUMNS
+from geomkd.arithmetic import COLUMNS
+from geomkd.gram import BLOCK
 from geomkd.hooks import watching
 from geomkd.layers import Layer
 from geomkd.models import Forward, call, first_tensor, modules_by_name
@@ -104,11 +105,8 @@ def plan_of(
     item = max(s.gram_dtype.itemsize for s in stored)
     fixed = sample.kept_bytes + more + KERNELS + item * n * n
     fixed += COLUMNS * max(2 * item * n, (8 + 2 * item) * most)  # a slice, and its centred copy
-    fixed += (
-        12 * 8 * BLOCK**2
-        + 6 * 8 * (max(*sizes, most) ** 2 if len(sizes) > 1 else 0)
-        + 4 * 8 * n * (len(sizes) + 2)
-    )
+    square = max(*sizes, most) ** 2 if len(sizes) > 1 else 0  # unlabelled: no class spectra
+    fixed += 12 * 8 * BLOCK**2 + 6 * 8 * square + 4 * 8 * n * (len(sizes) + 2)
     fixed += halves * (64 * 16 * n + 6 * 8_000_000)
     squares = 8 * sum(m * m for m in entropy)  # of every layer in a group
     column = max(n, most) * max(s.dtype.itemsize for s in stored)

@@ -276,3 +276,22 @@ def modules_by_name(model: nn.Module) -> dict[str, nn.Module]:
         raise TypeError(f"model must run in Python; got a {type(unwrap(model)).__name__}")
     visit("", model)
     return found
+
+
+class on_device:
+    """A context in which a model is on a device, by default its own; gives the device."""
+
+    def __init__(self, model: nn.Module, device: torch.device | str | None) -> None:
+        self.model = model
+        first = next((t for t in (*model.parameters(), *model.buffers())), torch.empty(0))
+        self.own, self.device = first.device, first.device if device is None else device
+
+    def __enter__(self) -> torch.device:
+        self.device = torch.device(self.device)
+        if self.device != self.own:
+            self.model.to(self.device)
+        return self.device
+
+    def __exit__(self, *_: object) -> None:
+        if self.device != self.own:
+            self.model.to(self.own)

@@ -13,15 +13,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from geomkd.arithmetic import exact_arithmetic
+from geomkd.arithmetic import DOT_ERROR, SQ_DISTANCE_ERROR, exact_arithmetic
 from geomkd.checks import as_features, check_finite
 
 BLOCK = 512  # rows that are taken to float64 at a time
 TILE = 2048  # rows and columns whose distances are in hand at a time
 SPARE = 4  # candidates beyond k, where distances are measured again
 _CENTRED = 2**25  # features of a tile's rows, at most: 128 MB
-_DOT_ERROR = {torch.float32: 2.0**-21, torch.float64: 2.0**-50}  # share of |x||y| in a product
-_TOLERANCE = 1e-5  # of a squared distance
 _GATHERED = 8_000_000  # numbers gathered at a time where distances are measured
 
 
@@ -72,7 +70,7 @@ class Rows:
         for s in range(0, self.n, BLOCK):
             exact = self.exact(slice(s, s + BLOCK))
             self.sq[s : s + BLOCK] = torch.linalg.vector_norm(exact, dim=1).square()
-        self.error = _DOT_ERROR[dtype]
+        self.error = DOT_ERROR[dtype]
 
     def centred(self, rows: slice) -> Tensor:
         """Take some rows about ``centre``, in the type of the products; a copy."""
@@ -168,7 +166,7 @@ def _settled(rows: Rows, found: Neighbours) -> Neighbours:
     sq, at = found
     k, norm = at.shape[1], rows.sq.sqrt()
     error = 2 * rows.error * norm.unsqueeze(1) * norm[at] + 2.0**-48 * rows.sq.unsqueeze(1)
-    for part in (error > _TOLERANCE * sq).any(dim=1).nonzero().flatten().split(BLOCK):
+    for part in (error > SQ_DISTANCE_ERROR * sq).any(dim=1).nonzero().flatten().split(BLOCK):
         near = rows.exact_rows(part)
         near[torch.arange(len(part), device=part.device), part] = torch.inf
         candidates = smallest(near, min(rows.n - 1, k + SPARE))[1]
@@ -184,6 +182,8 @@ def smallest(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
     so that only their members need be sorted: several times faster than sorting all.
     """
     n = values.shape[1]
+    if k == 1:
+        return values.min(dim=1, keepdim=True)
     groups = math.isqrt(k * n)
     depth = n // groups
     if depth < 4:

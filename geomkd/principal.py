@@ -12,11 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from geomkd.arithmetic import exact_arithmetic
+from geomkd.arithmetic import COLUMNS, ZERO_VARIANCE, exact_arithmetic
 from geomkd.checks import as_features, check_finite
-
-COLUMNS = 1024  # features taken to float64 at a time
-ZERO_VARIANCE = 2.0**-88  # of the squared norms: what rounding a float64 mean leaves
 
 
 class Principal(NamedTuple):

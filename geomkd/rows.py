@@ -8,12 +8,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from geomkd.arithmetic import DOT_ERROR, SQ_DISTANCE_ERROR
 from geomkd.gram import BLOCK, ClassGram
 from geomkd.neighbours import SPARE, Neighbours, smallest
 
 NUMBERS = 4_000_000  # of a block of rows, and of what is summed from it: 32 MB in float64
-_DOT_ERROR = {torch.float32: 2.0**-21, torch.float64: 2.0**-50}
-_TOLERANCE = 1e-5  # of a squared distance
 
 
 class Reader(Protocol):
@@ -76,9 +75,9 @@ class NearestRows:
         """Neighbours in the Gram matrix's scale; what cancellation spoilt is measured again."""
         gram, k = self.gram, self.k
         norm, farthest = gram.residual_sq.sqrt(), self.sq[:, -1].clone()
-        error = 2 * _DOT_ERROR[gram.dtype] * norm.unsqueeze(1) * norm[self.at]
+        error = 2 * DOT_ERROR[gram.dtype] * norm.unsqueeze(1) * norm[self.at]
         error += 2.0**-48 * (gram.centred_sq.unsqueeze(1) + gram.centred_sq[self.at])
-        open_ = (error > _TOLERANCE * self.sq) & self.sq.isfinite()
+        open_ = (error > SQ_DISTANCE_ERROR * self.sq) & self.sq.isfinite()
         rows = open_[:, :k].any(dim=1).nonzero().flatten()
         if len(rows):
             last = int((open_ * torch.arange(1, self.kept + 1, device=gram.device)).max())
@@ -89,7 +88,7 @@ class NearestRows:
             self.at[rows] = self.at[rows].gather(1, order)
         if len(rows) and self.kept < gram.n - 1:
             # No row that was not kept is nearer than this.
-            reach = farthest[rows] - 2 * _DOT_ERROR[gram.dtype] * norm[rows] * norm.max()
+            reach = farthest[rows] - 2 * DOT_ERROR[gram.dtype] * norm[rows] * norm.max()
             self._search_again(rows[self.sq[rows, k - 1] > reach])
         return Neighbours(self.sq[:, :k], self.at[:, :k])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from bisect import insort
 from collections.abc import Iterable, Iterator, Mapping
 from operator import itemgetter
@@ -124,6 +125,14 @@ class Sample:
         """Yield inputs of the sample, or of the larger sample of one class, in their order."""
         indices = self.indices if of_class is None else self._of_class[of_class]
         yield from self._source.read(indices, batch_size, self.seed)
+
+    def taken(self, places: Tensor) -> Sample:
+        """Return some of the samples, in the order of their places."""
+        other, index = copy.copy(self), self.classes.index[places]
+        sizes = index.bincount(minlength=len(self.classes.sizes)).tolist()
+        other.indices = self.indices[places]
+        other.classes = self.classes._replace(index=index, sizes=sizes)
+        return other
 
     def entropy_size(self, a: int) -> int | None:
         """Count class ``a``'s samples for its entropy; None where the sample itself serves."""

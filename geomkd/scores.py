@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     By = str | Callable[[pd.DataFrame], Any]
 
 FORMAT = "geomkd.LayerScores/2"
-TERMS = ("separation", "information", "efficiency", "quality")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -302,7 +301,8 @@ class LayerScores:
         ax : Axes, optional
             Where to draw; by default a new figure.
         k, by
-            Layers to mark, as in `select`; all of them where there are fewer than k.
+            Layers to mark, as in `select`; all of them where there are fewer than k, none where a
+            layer has no score.
         level : float
             Share of the half-samples that the bands cover, 0 < level < 1.
         measures : sequence of str, optional
@@ -326,7 +326,8 @@ class LayerScores:
             if name in self.draws and self.draws[name].size
         }
         most = int((self.frame["role"] != "head").sum())
-        selected = self.select(min(k, most), by=by) if most else []
+        scored = by == "loes" or not np.isnan(_column(self.frame, by or self.by)).any()
+        selected = self.select(min(k, most), by=by) if most and scored else []
         return plot_layers(self.frame, shown, bands, selected, level=level, ax=ax)
 
     def save(self, path: str | os.PathLike) -> Path:

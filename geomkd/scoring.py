@@ -19,15 +19,15 @@ from geomkd.checks import check_dataset_size, check_definition, check_int
 from geomkd.draws import Draws
 from geomkd.gram import ClassGram, Columns, column_slices, residual_gram
 from geomkd.layers import Layer, candidate_layers, describe_layers
-from geomkd.measures.null import NULL_COLUMNS, beside_null
-from geomkd.measures.quality import permuted_grams, quality_from
+from geomkd.measures.null import NULL_COLUMNS
+from geomkd.measures.quality import TERMS, quality_from, quality_null
 from geomkd.measuring import LABEL_FREE, QUALITY, Toolbox, check_sweep, named
 from geomkd.memory import BATCH, Stored, forward_bytes, parse_bytes, plan_of
-from geomkd.models import Forward, call, evaluating, first_tensor, unwrap
+from geomkd.models import Forward, call, evaluating, first_tensor, on_device, unwrap
 from geomkd.pooling import check_pool
 from geomkd.reading import Reader
 from geomkd.sampling import Sample, can_be_read_again, to_device
-from geomkd.scores import TERMS, LayerScores
+from geomkd.scores import LayerScores
 from geomkd.sharing import Row, Share
 from geomkd.statistics import about_the_mean, spectrum_of, variance_floor
 from geomkd.subset import SubsetGram
@@ -141,7 +141,8 @@ def score_layers(
 
     Neighbours and distances are those of the whole sample. Spectra, transfer scores, the probe,
     neural_collapse and cka_to_last are of a subset of it, the same at most 1,000 samples of every
-    layer (``subset`` in the settings), whose Gram matrices stay with the scores.
+    layer (``subset`` in the settings), whose Gram matrices stay with the scores; their half-samples
+    and smaller samples are drawn within it.
 
     Under torchrun, or in a process group of the caller's, every process makes the same call, with
     a model of the same weights. The layers are shared out, ``memory`` bounds each process, and all
@@ -172,7 +173,7 @@ def score_layers(
         raise ValueError("entropy_per_class= has samples of its own: without null= and sweep=")
     budget = parse_bytes(memory)
     keys = {"input_key": input_key, "label_key": label_key}
-    with Share() as share, evaluating(model), _on(model, device) as place:
+    with Share() as share, evaluating(model), on_device(model, device) as place:
         known = _labels(labels, wanted, lambda: predicted(model, data, place, forward, **keys))
         sample = Sample(
             data, samples, seed=seed, entropy_per_class=entropy_per_class, **known, **keys
@@ -218,7 +219,7 @@ def score_layers(
         reader = Reader(model, sample, forward, pool, place)
         stored = [reader.stored(layer, example) for layer in chosen]
         per_sample = forward_bytes(model, example, forward)
-        more = toolbox.bytes(max(s.dim for s in stored))
+        more = toolbox.bytes(max(s.dim for s in stored), len(stored))
         plan = plan_of(stored, sample, budget, per_sample, halves=subsamples > 0, more=more)
         share.take(plan, sample)
         _Job(reader, share, toolbox, size, definition).run(progress)
@@ -383,8 +384,10 @@ class _Job:
         if toolbox.null:
             nulls = toolbox.nulls(gram, subset)
             if QUALITY in toolbox.measures:
-                nulls = self._quality_nulls(gram, row) | nulls
-            row |= {name: value.item() for name, value in nulls.items()}
+                of = (self.dataset_size, self.definition, toolbox.null, toolbox.seed)
+                nulls = quality_null(gram, columns, *of) | nulls
+            for name, held in nulls.items():
+                row |= {f"{name}_{key}": getattr(held, key).item() for key in NULL_COLUMNS}
         return Row(stored, row, draws, sweep, subset.packed())
 
     def _quality(
@@ -427,19 +430,6 @@ class _Job:
         row = {name: value.item() for name, value in parts[0].items()}
         return row, {name: torch.cat([part[name] for part in parts]) for name in TERMS}
 
-    def _quality_nulls(self, gram: ClassGram, row: dict[str, float]) -> dict[str, Tensor]:
-        """Of permuted labels, each with a Gram matrix of its own: class means are other ones."""
-        toolbox, found = self.toolbox.to(gram.device), {}
-        drawn = [
-            quality_from(other, toolbox.whole, self.dataset_size, self.definition)
-            for other in permuted_grams(gram, toolbox.null, toolbox.seed)
-        ]
-        for name in TERMS:
-            own = gram.raw_sq.new_tensor(row[name])
-            held = beside_null(own, torch.cat([other[name] for other in drawn]))
-            found |= {f"{name}_{key}": getattr(held, key) for key in NULL_COLUMNS}
-        return found
-
 
 @contextmanager
 def told_of(layer: str) -> Iterator[None]:
@@ -458,22 +448,3 @@ def _scale_of(features: Tensor) -> float:
     if not 0 < top < math.inf or 2.0**-20 < top < 2.0**20:
         return 1.0
     return 2.0 ** -max(-120, min(120, math.frexp(top)[1]))
-
-
-class _on:
-    """A model on a device for a while."""
-
-    def __init__(self, model: nn.Module, device: torch.device | str | None) -> None:
-        self.model = model
-        first = next((t for t in (*model.parameters(), *model.buffers())), torch.empty(0))
-        self.own, self.device = first.device, first.device if device is None else device
-
-    def __enter__(self) -> torch.device:
-        self.device = torch.device(self.device)
-        if self.device != self.own:
-            self.model.to(self.device)
-        return self.device
-
-    def __exit__(self, *_: object) -> None:
-        if self.device != self.own:
-            self.model.to(self.own)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from geomkd.arithmetic import exact_arithmetic, inverse
 from geomkd.checks import as_labels, as_tensor, check_int
+from geomkd.measures.spectrum import isotropy_from
 from geomkd.principal import of_gram
 
 _SPANNED = 1e-6  # ridge that takes chosen features out of a candidate's, in LOES's code
@@ -286,9 +287,7 @@ def _read(grams: Tensor, dims: list[int], keep: bool) -> tuple[list[Tensor], lis
         rank = min(dim, m - 1, int((sq_singular > floor * sq_singular[:1]).sum()))
         if keep:
             parts.append(coordinates[:, :rank])
-        variances = torch.zeros(min(m, dim), dtype=torch.float64, device=grams.device)
-        variances[:rank] = sq_singular[:rank] / m
-        isotropies.append(float(variances.mean() / (variances.std(correction=0) + 1e-6)))
+        isotropies.append(float(isotropy_from(sq_singular[:rank], m, dim)))
     return parts, isotropies
 
 

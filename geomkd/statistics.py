@@ -12,12 +12,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from geomkd.arithmetic import inverse, one_thread
+from geomkd.arithmetic import ZERO_VARIANCE, inverse, one_thread
 from geomkd.draws import Draws
 from geomkd.gram import ClassGram
 
 NEIGHBOURS = 32  # nearest rows kept for half-samples: all are missed with probability 2^-32
-_ZERO_VARIANCE = 2.0**-88  # of the squared norm: what rounding a float64 mean leaves
 _ZERO_SHARE = 2.0**-18  # of the second moment about the class mean: float32 products give no less
 
 
@@ -57,7 +56,7 @@ def about_the_mean(gram: ClassGram, draws: Draws) -> About:
         offset = (mean * shift).sum(dim=0)
     sq = (gram.centred_sq.unsqueeze(1) - 2 * shift + offset).clamp(min=0)
     # No direction at the mean, or where all rows are equal but for the mean's rounding: cosine 0.
-    at_mean = sq <= torch.maximum(1e-12 * sq.mean(dim=0), _ZERO_VARIANCE * gram.raw_sq.mean())
+    at_mean = sq <= torch.maximum(1e-12 * sq.mean(dim=0), ZERO_VARIANCE * gram.raw_sq.mean())
     return About(shift, offset, sq, inverse(sq.masked_fill(at_mean, 0.0).sqrt()))
 
 
@@ -109,7 +108,7 @@ def spectrum_of(
 def variance_floor(gram: ClassGram, a: int) -> Tensor:
     """Sum of squares that rounding alone leaves about the mean of class ``a``."""
     s, e = gram.spans[a]
-    return _ZERO_VARIANCE * gram.raw_sq[s:e].sum()
+    return ZERO_VARIANCE * gram.raw_sq[s:e].sum()
 
 
 def class_spectra(gram: ClassGram, draws: Draws) -> list[Spectrum]:

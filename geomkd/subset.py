@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from geomkd.arithmetic import exact_arithmetic
+from geomkd.arithmetic import ZERO_VARIANCE, exact_arithmetic
 from geomkd.draws import Draws
 from geomkd.gram import Columns
-from geomkd.principal import ZERO_VARIANCE, Principal, of_gram
+from geomkd.principal import Principal, of_gram
 
 MOST = 1000  # samples of the subset
 

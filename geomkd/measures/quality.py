@@ -34,7 +34,7 @@ from geomkd.statistics import (
     trace,
 )
 
-TERMS = ("quality", "separation", "information", "efficiency")
+TERMS = ("separation", "information", "efficiency", "quality")
 Parts = dict[str, Tensor]  # named intermediates, each (R,)
 
 
@@ -323,15 +323,33 @@ def knowledge_quality(
     parts = quality_from(gram, Draws.all_of(gram.classes.sizes, gram.device), size, definition)
     held = {}
     if check_int(null, "null", least=0):
-        drawn = [
-            quality_from(other, Draws.all_of(gram.classes.sizes, gram.device), size, definition)
-            for other in permuted_grams(gram, null, seed)
-        ]
-        for name in TERMS:
-            held[name] = beside_null(parts[name][0], torch.cat([other[name] for other in drawn]))
+        held = quality_null(gram, parts, size, definition, null, seed)
     values = {name: value.item() for name, value in parts.items()}
-    terms = [values.pop(name) for name in TERMS]
-    return KnowledgeQuality(*terms, values, definition, gram.n, gram.dim, gram.n_classes, held)
+    terms = {name: values.pop(name) for name in TERMS}
+    return KnowledgeQuality(
+        **terms,
+        details=values,
+        definition=definition,
+        samples=gram.n,
+        dim=gram.dim,
+        n_classes=gram.n_classes,
+        null=held,
+    )
+
+
+def quality_null(
+    gram: ClassGram, parts: Parts, dataset_size: float, definition: str, null: int, seed: int
+) -> dict[str, WithNull]:
+    """Set the four scores of a Gram matrix, first of ``parts``, beside permuted labels' ones."""
+    draws = Draws.all_of(gram.classes.sizes, gram.device)
+    drawn = [
+        quality_from(other, draws, dataset_size, definition)
+        for other in permuted_grams(gram, null, seed)
+    ]
+    return {
+        name: beside_null(parts[name][0], torch.cat([other[name] for other in drawn]))
+        for name in TERMS
+    }
 
 
 def permuted_grams(gram: ClassGram, count: int, seed: int) -> Iterator[ClassGram]:

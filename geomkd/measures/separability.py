@@ -8,13 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from geomkd.arithmetic import exact_arithmetic
+from geomkd.arithmetic import ZERO_VARIANCE, exact_arithmetic
 from geomkd.checks import check_int
 from geomkd.draws import Draws
 from geomkd.gram import ClassGram
 from geomkd.measures.null import WithNull, against_null
 from geomkd.measures.split import check_share, held_out
-from geomkd.principal import ZERO_VARIANCE
 from geomkd.rows import nearest_rows, sums_over_classes, sums_over_labels, walk
 
 Score = Callable[[Tensor], Tensor]  # (n,) class indices -> 0-d

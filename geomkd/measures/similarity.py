@@ -12,15 +12,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from geomkd.arithmetic import exact_arithmetic
+from geomkd.arithmetic import COLUMNS, ZERO_VARIANCE, exact_arithmetic
 from geomkd.checks import as_features, check_finite
 from geomkd.principal import Principal, principal
 
 BLOCK = 512  # rows of a block of the triangle
-COLUMNS = 1024  # features centred and multiplied at a time
 _AT_ONCE = 2**18  # float64 numbers of all layers' rows multiplied at a time: 2 MB stay in cache
 _NOISE = 4  # roundings that a dot product may be off by
-_ZERO_VARIANCE = 2.0**-88  # of the squared norms: what rounding a float64 mean leaves
 
 
 class Triangle(NamedTuple):
@@ -340,7 +338,7 @@ def _centred(x: Tensor, scale: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tens
 
 
 def _varies(sq: Tensor, mean_sq: Tensor) -> Tensor:
-    return sq.sum() > _ZERO_VARIANCE * (sq.sum() + len(sq) * mean_sq)
+    return sq.sum() > ZERO_VARIANCE * (sq.sum() + len(sq) * mean_sq)
 
 
 def _above(xy: Tensor, xx: Tensor, yy: Tensor, floor_x: Tensor, floor_y: Tensor) -> Products:
