@@ -16,6 +16,7 @@ import time
 import numpy as np
 import torch
 
+from geomkd import neighbours
 from geomkd.measures import cka, mle_dimension, two_nn
 
 MEASURES = {
@@ -40,7 +41,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--features", required=True, help=".npy file of shape (n, d)")
     parser.add_argument("--other", help="a second one, for cka")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--tile", type=int, default=neighbours.TILE, help="rows of a tile")
     options = parser.parse_args(arguments)
+    neighbours.TILE = options.tile
     paths = [options.features, *([options.other] if options.other else [])]
     given, measure = [torch.from_numpy(np.load(path)) for path in paths], MEASURES[options.measure]
     measure(*(x[:100] for x in given))  # loads what is loaded late
