@@ -21,9 +21,9 @@ import torchvision
 from torch import Tensor, nn
 
 import geomkd
-from geomkd.arithmetic import one_thread
+from geomkd.common.results_folder import machine, write_json
+from geomkd.geometry.precision import one_thread
 from geomkd.quickstart import residual_network
-from geomkd.reports import machine, write_json
 
 HERE = Path(__file__).parent
 RECIPE = {"epochs": 1, "lr": 1e-3, "progress": False}

@@ -21,12 +21,12 @@ import torch
 from torch import Tensor, nn
 
 from geomkd import distill, pair_layers
-from geomkd.arithmetic import one_thread
+from geomkd.common.results_folder import machine, write_json, write_picture
 from geomkd.datasets import digits, load_npz
+from geomkd.distillation.pairing import evenly_spaced
 from geomkd.distillation.rivals import OBJECTIVES
-from geomkd.pairing import evenly_spaced
+from geomkd.geometry.precision import one_thread
 from geomkd.quickstart import residual_network
-from geomkd.reports import machine, write_json, write_picture
 
 HERE = Path(__file__).parent
 TEACHER = {"widths": (16, 32, 64, 128), "blocks": 2}

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from geomkd import measures
-from geomkd.reports import machine, write_json
+from geomkd.common.results_folder import machine, write_json
 
 HERE = Path(__file__).parent
 Row = tuple[str, str, float, float]  # measure, oracle, ours, theirs

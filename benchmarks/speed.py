@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 import geomkd
-from geomkd.reports import machine, write_json
+from geomkd.common.results_folder import machine, write_json
 
 HERE = Path(__file__).parent
 CLASSES = 10
@@ -180,7 +180,7 @@ def toolbox_row(n: int, size: int = 32) -> dict[str, float]:
     """
     import torchvision
 
-    from geomkd.measuring import NAMES
+    from geomkd.scoring.layer_measures import NAMES
 
     torch.manual_seed(0)
     model = torchvision.models.resnet34(num_classes=CLASSES).eval()

@@ -1,18 +1,12 @@
 """geomkd: which layers of a network hold knowledge worth teaching, and how sure are we."""
 
-from geomkd.comparing import similarity_matrix
 from geomkd.distillation import DistillationResult, distill
-from geomkd.layers import Layer, candidate_layers, capture
-from geomkd.measures import (
-    KnowledgeQuality,
-    efficiency,
-    information,
-    knowledge_quality,
-    separation,
-)
-from geomkd.pairing import choose_layers, pair_layers
-from geomkd.scores import LayerScores
-from geomkd.scoring import score_layers
+from geomkd.distillation.pairing import choose_layers, pair_layers
+from geomkd.measures import KnowledgeQuality, efficiency, information, knowledge_quality, separation
+from geomkd.network.layers import Layer, candidate_layers, capture
+from geomkd.scoring.layer_scores import LayerScores
+from geomkd.scoring.score_layers import score_layers
+from geomkd.scoring.similarity_matrix import similarity_matrix
 
 __all__ = [
     "DistillationResult",

@@ -2,7 +2,7 @@
 
 import sys
 
-from geomkd.cli import main
+from geomkd.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

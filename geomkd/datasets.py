@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from geomkd.images import (
+from geomkd.data.images import (
     ImageArrays,
     channel_statistics,
     checked_classes,

@@ -16,15 +16,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from geomkd.arithmetic import one_thread
-from geomkd.checks import check_int
+from geomkd.common.checks import check_int
+from geomkd.common.results_folder import machine, new_folder, write_frame, write_json, write_picture
 from geomkd.datasets import digits
 from geomkd.distillation import DistillationResult, distill
-from geomkd.pairing import evenly_spaced, pair_layers
+from geomkd.distillation.pairing import evenly_spaced, pair_layers
+from geomkd.geometry.precision import one_thread
 from geomkd.plots import plot_accuracy
-from geomkd.reports import machine, new_folder, write_frame, write_json, write_picture
-from geomkd.scores import LayerScores
-from geomkd.scoring import score_layers
+from geomkd.scoring.layer_scores import LayerScores
+from geomkd.scoring.score_layers import score_layers
 
 if TYPE_CHECKING:
     from pandas import DataFrame

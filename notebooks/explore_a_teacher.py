@@ -23,14 +23,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import torch
 
-from geomkd import (
-    candidate_layers,
-    capture,
-    distill,
-    knowledge_quality,
-    pair_layers,
-    score_layers,
-)
+from geomkd import candidate_layers, capture, distill, knowledge_quality, pair_layers, score_layers
 from geomkd.datasets import digits
 from geomkd.quickstart import residual_network, sqrt_si
 

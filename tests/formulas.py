@@ -8,7 +8,7 @@ from torch import nn
 
 from geomkd.distillation.objectives import StepTensors, projectors_of
 from geomkd.distillation.projectors import Meeting
-from geomkd.layers import Layer
+from geomkd.network.layers import Layer
 
 # ---- formulas ----
 

@@ -8,10 +8,10 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from geomkd.arithmetic import one_thread
 from geomkd.datasets import digits
 from geomkd.distillation import distill
 from geomkd.distillation.objectives import Features
+from geomkd.geometry.precision import one_thread
 
 
 class Shifted(Dataset):

@@ -10,7 +10,7 @@ from torchvision.models.resnet import BasicBlock, ResNet
 from torchvision.models.vision_transformer import VisionTransformer
 
 from geomkd.distillation import distill
-from geomkd.pairing import pair_layers
+from geomkd.distillation.pairing import pair_layers
 
 CPU = torch.device("cpu")
 

@@ -9,10 +9,10 @@ import torch
 from small import CPU, PAIRS, blobs, mlp, run_mlp, same, state
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
+from geomkd.common.distributed import World
 from geomkd.distillation import distill
-from geomkd.distillation.batches import Batches
-from geomkd.distillation.order import Order
-from geomkd.distributed import World
+from geomkd.distillation.running.batches import Batches
+from geomkd.distillation.running.order import Order
 
 # ---- data ----
 

@@ -14,7 +14,7 @@ import torch
 from killed import network, run
 from small import same, state
 
-from geomkd.distillation.checkpoint import Checkpoints
+from geomkd.distillation.running.checkpoint import Checkpoints
 
 SCRIPT = Path(__file__).parent / "killed.py"
 STEPS = 4 * 10

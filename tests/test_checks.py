@@ -8,7 +8,7 @@ import torch
 from oracle import clusters, values_of
 
 from geomkd import efficiency, information, knowledge_quality, separation
-from geomkd.checks import (
+from geomkd.common.checks import (
     as_classes,
     as_labels,
     check_dataset_size,

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from geomkd import LayerScores, quickstart
-from geomkd.cli import main
+from geomkd.cli.main import main
 
 
 @pytest.fixture
@@ -86,7 +86,7 @@ def test_ctrl_c_is_130(monkeypatch, capsys):
     def interrupt(*args, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("geomkd.cli.quickstart", interrupt)
+    monkeypatch.setattr("geomkd.cli.main.quickstart", interrupt)
     assert main(["quickstart"]) == 130
     assert capsys.readouterr().err == "geomkd quickstart: interrupted\n"
 

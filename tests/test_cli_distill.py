@@ -16,12 +16,12 @@ from small import same
 from torchvision.models import resnet18, squeezenet1_1
 
 from geomkd import LayerScores
-from geomkd.cli import main
-from geomkd.commands.config import as_toml
-from geomkd.commands.inputs import load_inputs
-from geomkd.commands.objective import objective_of
-from geomkd.commands.parser import parsed
-from geomkd.commands.processes import own_device
+from geomkd.cli.config import as_toml
+from geomkd.cli.inputs import load_inputs
+from geomkd.cli.main import main
+from geomkd.cli.objective import objective_of
+from geomkd.cli.parser import parsed
+from geomkd.cli.processes import own_device
 from geomkd.distillation.rivals import OBJECTIVES
 
 NETWORKS = """
@@ -134,7 +134,7 @@ def test_scores_are_not_made_twice(here, monkeypatch):
     command = [*COMMAND, "--k", "2", "--out", "run"]
     assert main([*command, "--checkpoint-steps", "0"]) == 2  # found out after scoring
     assert [p.name for p in (here / "run").glob("*.npz")] == ["scores.npz"]
-    monkeypatch.delattr("geomkd.commands.layers.score_layers")
+    monkeypatch.delattr("geomkd.cli.layers.score_layers")
     assert main([*command, "--resume"]) == 0
     scores = LayerScores.load(here / "run" / "scores.npz")
     assert summary_of(here / "run")["layers"] == scores.select(2)

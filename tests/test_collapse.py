@@ -6,8 +6,8 @@ import torch
 from oracle import clusters
 from torch._subclasses import FakeTensorMode
 
+from geomkd.geometry.principal import Principal, principal
 from geomkd.measures.collapse import NeuralCollapse, neural_collapse, neural_collapse_from
-from geomkd.principal import Principal, principal
 
 UNEQUAL = np.repeat([0, 1, 2, 3], [5, 40, 20, 15])
 

@@ -8,12 +8,12 @@ from test_similarity import hsic, pair, plain_cka
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from geomkd.comparing import similarity_matrix
-from geomkd.hooks import features_of
-from geomkd.layers import candidate_layers
+from geomkd.data.sample import Sample
 from geomkd.measures.similarity import cka, procrustes_distance
-from geomkd.models import evaluating
-from geomkd.sampling import Sample
+from geomkd.network.forward import evaluating
+from geomkd.network.hooks import features_of
+from geomkd.network.layers import candidate_layers
+from geomkd.scoring.similarity_matrix import similarity_matrix
 
 LAYERS_A, LAYERS_B = ["relu", "layer2.0", "fc.input"], ["features.3", "features.17"]
 DATA = images(50)

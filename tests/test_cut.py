@@ -5,9 +5,9 @@ import torch
 from small import blobs, images, mlp, mobilenet, resnet, run_mlp, same, state, vit
 from torch import nn
 
-from geomkd.distillation.cut import split_student, student_outputs, tapped
+from geomkd.distillation.detached_head import split_student, student_outputs, tapped
 from geomkd.distillation.objectives import CrossEntropy, StepTensors
-from geomkd.layers import describe_layers
+from geomkd.network.layers import describe_layers
 
 # ---- what reaches the backbone ----
 

@@ -8,11 +8,20 @@ import torch
 from oracle import DEFINITIONS, clusters, values_of
 from torch._subclasses import FakeTensorMode
 
-from geomkd import efficiency, information, knowledge_quality, measures, separation, statistics
-from geomkd.arithmetic import exact_arithmetic
-from geomkd.checks import Classes
-from geomkd.draws import Draws
-from geomkd.gram import ClassGram, column_slices, residual_gram
+from geomkd import efficiency, information, knowledge_quality, measures, separation
+from geomkd.common.checks import Classes
+from geomkd.geometry.draws import Draws
+from geomkd.geometry.gram import ClassGram, column_slices, residual_gram
+from geomkd.geometry.neighbours import Rows, keep_nearest, smallest
+from geomkd.geometry.precision import exact_arithmetic
+from geomkd.geometry.principal import Principal
+from geomkd.geometry.row_blocks import (
+    NearestRows,
+    full_rows,
+    sums_over_classes,
+    sums_over_labels,
+    walk,
+)
 from geomkd.measures import (
     collapse,
     dimension,
@@ -22,9 +31,7 @@ from geomkd.measures import (
     spectrum,
     transfer,
 )
-from geomkd.neighbours import Rows, keep_nearest, smallest
-from geomkd.principal import Principal
-from geomkd.rows import NearestRows, full_rows, sums_over_classes, sums_over_labels, walk
+from geomkd.measures import quality_statistics as statistics
 
 SIZES = [700, 300, 2]  # three blocks
 both = pytest.mark.parametrize("definition", DEFINITIONS)

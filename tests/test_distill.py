@@ -32,14 +32,14 @@ from torch import nn
 
 from geomkd.distillation import distill
 from geomkd.distillation import loop as loop_module
-from geomkd.distillation.batches import Batch
-from geomkd.distillation.features import LiveTeacher
 from geomkd.distillation.loop import Run, train_step
-from geomkd.distillation.networks import join
 from geomkd.distillation.objectives import Features, LogitDistillation
-from geomkd.distillation.parallel import student_step
-from geomkd.distillation.recipe import Recipe
 from geomkd.distillation.rivals import OBJECTIVES
+from geomkd.distillation.running.batches import Batch
+from geomkd.distillation.running.recipe import Recipe
+from geomkd.distillation.running.setup import join
+from geomkd.distillation.running.student_step import student_step
+from geomkd.distillation.running.teacher import LiveTeacher
 
 # ---- architectures ----
 

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from geomkd.distributed import World, gathered, summed, world
+from geomkd.common.distributed import World, gathered, summed, world
 
 SIZE = 2
 

@@ -6,8 +6,8 @@ import torch
 from oracle import DEFINITIONS, clusters, values_of
 
 from geomkd import knowledge_quality
-from geomkd.draws import Draws
-from geomkd.gram import ClassGram
+from geomkd.geometry.draws import Draws
+from geomkd.geometry.gram import ClassGram
 from geomkd.measures.quality import quality_from
 
 CPU = torch.empty(0).device
@@ -185,7 +185,7 @@ def test_the_whole_sample_is_the_result(definition):
 
 
 def test_draws_that_miss_the_kept_neighbours_keep_a_bound(monkeypatch):
-    monkeypatch.setattr("geomkd.statistics.NEIGHBOURS", 1)
+    monkeypatch.setattr("geomkd.measures.quality_statistics.NEIGHBOURS", 1)
     x, y = (torch.from_numpy(t) for t in ordinary())
     gram = ClassGram.of(x, y)
     draws = Draws.halves(gram.classes.sizes, 8, seed=0, device=gram.device)

@@ -10,13 +10,14 @@ import torch
 from small import PAIRS, blobs, images, mlp, resnet, resnet2, run_mlp, same, state
 from torch.utils.data import Dataset, TensorDataset
 
-from geomkd.distillation import distill, features
-from geomkd.distillation.batches import Batches
-from geomkd.distillation.features import CachedTeacher, LiveTeacher
-from geomkd.distillation.fingerprints import weights_fingerprint
-from geomkd.distillation.networks import as_objective, join
-from geomkd.distillation.order import Order
-from geomkd.distributed import World
+from geomkd.common.distributed import World
+from geomkd.distillation import distill
+from geomkd.distillation.running import teacher as features
+from geomkd.distillation.running.batches import Batches
+from geomkd.distillation.running.fingerprints import weights_fingerprint
+from geomkd.distillation.running.order import Order
+from geomkd.distillation.running.setup import as_objective, join
+from geomkd.distillation.running.teacher import CachedTeacher, LiveTeacher
 
 
 @pytest.fixture(autouse=True)

@@ -5,7 +5,7 @@ import stat
 
 import pytest
 
-from geomkd.files import atomic_write
+from geomkd.common.files import atomic_write
 
 
 def test_file_is_written(tmp_path):

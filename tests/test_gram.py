@@ -5,9 +5,9 @@ import pytest
 import torch
 from oracle import clusters
 
-from geomkd.arithmetic import exact_arithmetic, inverse, one_thread
-from geomkd.checks import as_classes
-from geomkd.gram import BLOCK, COLUMNS, ClassGram, column_slices, residual_gram
+from geomkd.common.checks import as_classes
+from geomkd.geometry.gram import BLOCK, COLUMNS, ClassGram, column_slices, residual_gram
+from geomkd.geometry.precision import exact_arithmetic, inverse, one_thread
 
 
 @pytest.fixture(scope="module", params=[torch.float32, torch.float64], ids=str)

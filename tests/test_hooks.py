@@ -8,8 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from geomkd.hooks import capture, features_of
-from geomkd.models import (
+from geomkd.network.forward import (
     call,
     evaluating,
     first_tensor,
@@ -17,6 +16,7 @@ from geomkd.models import (
     replace_first_tensor,
     unwrap,
 )
+from geomkd.network.hooks import capture, features_of
 
 
 class Twice(nn.Module):
@@ -253,7 +253,7 @@ def test_distributed_model_is_unwrapped(x):
 def test_plain_models_do_not_load_the_compiler():
     program = """
 import sys, torch
-from geomkd.hooks import features_of
+from geomkd.network.hooks import features_of
 features_of(torch.nn.Sequential(torch.nn.ReLU()), torch.zeros(1, 2), ["0"])
 assert "torch._dynamo" not in sys.modules
 """

@@ -9,7 +9,7 @@ import torch
 import torchvision
 from torch import nn
 
-from geomkd.layers import Layer, candidate_layers, capture, describe_layers
+from geomkd.network.layers import Layer, candidate_layers, capture, describe_layers
 
 
 def names_of(layers):

@@ -4,7 +4,7 @@ import torch
 import torchvision
 from torch.utils.data import TensorDataset
 
-from geomkd.loading import Transformed, load_data, load_model
+from geomkd.cli.loading import Transformed, load_data, load_model
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from formulas import (
 )
 from torch import nn
 
-from geomkd.distillation.matching import LayerAttention, Matching
+from geomkd.distillation.feature_matching import LayerAttention, Matching
 from geomkd.distillation.projectors import linear_projectors
 
 

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.neighbors import NearestNeighbors
 
-from geomkd import neighbours
-from geomkd.neighbours import BLOCK, Rows, keep_nearest, nearest, search, smallest
+from geomkd.geometry import neighbours
+from geomkd.geometry.neighbours import BLOCK, Rows, keep_nearest, nearest, search, smallest
 
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -26,14 +26,12 @@ from small import run_mlp, same, seeded_model, state
 from torch import nn
 
 from geomkd.distillation import distill
-from geomkd.distillation.features import LiveTeacher
 from geomkd.distillation.losses import (
     feature_error,
     softened_divergence,
     standardize_channels,
     standardized_rows,
 )
-from geomkd.distillation.networks import join
 from geomkd.distillation.objectives import (
     CrossEntropy,
     Features,
@@ -42,8 +40,10 @@ from geomkd.distillation.objectives import (
     StepTensors,
     Sum,
 )
-from geomkd.distillation.parallel import student_step
 from geomkd.distillation.rivals import OBJECTIVES, FeatureKD, FitNet, SemCKD, SimKD
+from geomkd.distillation.running.setup import join
+from geomkd.distillation.running.student_step import student_step
+from geomkd.distillation.running.teacher import LiveTeacher
 
 exactly = {"rel": 1e-10}
 

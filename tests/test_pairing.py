@@ -9,9 +9,9 @@ from torchvision.models import mobilenet_v2, resnet18, vgg11_bn
 from torchvision.models.resnet import BasicBlock, ResNet
 from torchvision.models.vision_transformer import VisionTransformer
 
-from geomkd.comparing import similarity_matrix
-from geomkd.pairing import choose_layers, pair_layers
+from geomkd.distillation.pairing import choose_layers, pair_layers
 from geomkd.quickstart import residual_network
+from geomkd.scoring.similarity_matrix import similarity_matrix
 
 IMAGES = torch.zeros(2, 3, 32, 32)
 

@@ -40,7 +40,7 @@ from benchmarks.paper.recipes import (
 )
 from benchmarks.paper.run import Teacher, accuracy_on, measured, train_student
 from geomkd import DistillationResult, candidate_layers
-from geomkd.distillation.fingerprints import weights_fingerprint
+from geomkd.distillation.running.fingerprints import weights_fingerprint
 
 ROOT = Path(__file__).parents[1]
 LAYERS = {"vgg19_bn": 19, "vgg11_bn": 11, "resnet34": 18, "resnet9": 6, "mobilenet_v2": 20}

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn.functional import max_pool2d
 
-from geomkd.pooling import POOLS, PUBLISHED_LIMIT, check_pool, pooled
+from geomkd.network.pooling import POOLS, PUBLISHED_LIMIT, check_pool, pooled
 
 SHAPES = {"map": (3, 5, 4, 2), "map_last": (3, 4, 2, 5), "tokens": (3, 7, 5), "vector": (3, 5)}
 CHANNELS = {"map": 1, "map_last": 3, "tokens": 2}

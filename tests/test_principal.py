@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch._subclasses import FakeTensorMode
 
-from geomkd.principal import COLUMNS, of_gram, principal
+from geomkd.geometry.principal import COLUMNS, of_gram, principal
 
 shapes = pytest.mark.parametrize("shape", [(40, 7), (30, 30), (20, 90), (12, COLUMNS + 300)])
 
@@ -140,7 +140,7 @@ def test_features_must_be_finite():
 
 def test_gram_on_a_device_that_does_not_exist():
     """Up to the choice of eigenvalues, whose number is data."""
-    from geomkd.principal import _centred, _positive, _raw_sum
+    from geomkd.geometry.principal import _centred, _positive, _raw_sum
 
     with FakeTensorMode(allow_non_fake_inputs=False):
         x = torch.empty(20, 2000, device="cuda:0")

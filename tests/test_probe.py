@@ -7,10 +7,10 @@ from oracle import clusters
 from sklearn.linear_model import LogisticRegression
 from torch._subclasses import FakeTensorMode
 
+from geomkd.geometry.principal import principal
+from geomkd.geometry.split import held_out
 from geomkd.measures import probe
 from geomkd.measures.probe import linear_probe, linear_probe_from, standardised
-from geomkd.measures.split import held_out
-from geomkd.principal import principal
 
 
 def hard(n=200, d=6, classes=4, **options):

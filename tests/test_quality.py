@@ -8,10 +8,10 @@ import torch
 from oracle import DEFINITIONS, TERMS, clusters, values_of
 
 from geomkd import KnowledgeQuality, efficiency, information, knowledge_quality, separation
-from geomkd.draws import Draws
-from geomkd.gram import ClassGram
+from geomkd.geometry.draws import Draws
+from geomkd.geometry.gram import ClassGram
 from geomkd.measures.quality import quality_from
-from geomkd.statistics import Spectrum
+from geomkd.measures.quality_statistics import Spectrum
 
 both = pytest.mark.parametrize("definition", DEFINITIONS)
 FUNCTIONS = {"separation": separation, "information": information, "efficiency": efficiency}

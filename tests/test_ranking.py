@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from geomkd.ranking import rank_sets, ranks, spread, top
+from geomkd.scoring.ranking import rank_sets, ranks, spread, top
 
 RNG = np.random.default_rng
 

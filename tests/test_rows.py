@@ -6,9 +6,9 @@ import torch
 from oracle import clusters
 from sklearn.neighbors import NearestNeighbors
 
-from geomkd.draws import Draws
-from geomkd.gram import ClassGram
-from geomkd.rows import (
+from geomkd.geometry.draws import Draws
+from geomkd.geometry.gram import ClassGram
+from geomkd.geometry.row_blocks import (
     NearestRows,
     full_rows,
     nearest_rows,
@@ -16,7 +16,7 @@ from geomkd.rows import (
     sums_over_labels,
     walk,
 )
-from geomkd.statistics import nearest_in_draws
+from geomkd.measures.quality_statistics import nearest_in_draws
 
 UNEQUAL = np.repeat([0, 1, 2, 3], [3, 31, 16, 10])
 

@@ -16,7 +16,7 @@ from torch.utils.data import (
     default_collate,
 )
 
-from geomkd.sampling import Sample, labels_kept_by, to_device, unpack
+from geomkd.data.sample import Sample, labels_kept_by, to_device, unpack
 
 N, CLASSES = 60, 3
 X = torch.arange(N * 2.0).reshape(N, 2)  # X[i, 0] == 2 i says which sample a row is

@@ -13,9 +13,10 @@ from oracle import DEFINITIONS, TERMS, reference, values_of
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from geomkd import candidate_layers, knowledge_quality, score_layers, scoring
-from geomkd.memory import Stored, parse_bytes, plan_of
-from geomkd.sampling import Sample
+from geomkd import candidate_layers, knowledge_quality, score_layers
+from geomkd.data.sample import Sample
+from geomkd.scoring.plan import Stored, parse_bytes, plan_of
+from geomkd.scoring.score_layers import score_layers as scoring
 
 N, CLASSES = 60, 4
 Y = torch.arange(N) % CLASSES

@@ -21,7 +21,7 @@ import torchvision
 from torch import nn
 
 from geomkd import LayerScores, score_layers
-from geomkd.distributed import world
+from geomkd.common.distributed import world
 
 N, CLASSES, EXAMPLES = 48, 4, 2
 SIZES = (1, 2, 3)

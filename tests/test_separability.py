@@ -9,8 +9,10 @@ from oracle import clusters
 from sklearn.metrics import silhouette_samples, silhouette_score
 from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
 
-from geomkd.draws import Draws
-from geomkd.gram import ClassGram
+from geomkd.geometry.draws import Draws
+from geomkd.geometry.gram import ClassGram
+from geomkd.geometry.row_blocks import sums_over_classes, sums_over_labels, walk
+from geomkd.geometry.split import held_out
 from geomkd.measures import fisher_ratio, knn_accuracy, nearest_class_mean, silhouette
 from geomkd.measures.separability import (
     NearestMeans,
@@ -19,8 +21,6 @@ from geomkd.measures.separability import (
     knn_hits,
     ratio,
 )
-from geomkd.measures.split import held_out
-from geomkd.rows import sums_over_classes, sums_over_labels, walk
 
 UNEQUAL = np.repeat([0, 1, 2, 3], [3, 31, 16, 70])
 MEASURES = (fisher_ratio, knn_accuracy, nearest_class_mean, silhouette)

@@ -5,11 +5,11 @@ import itertools
 import pytest
 import torch
 
-from geomkd.distributed import World
-from geomkd.layers import Layer
-from geomkd.memory import Plan, Stored, plan_of
-from geomkd.sampling import Sample
-from geomkd.sharing import Share, shared_out
+from geomkd.common.distributed import World
+from geomkd.data.sample import Sample
+from geomkd.network.layers import Layer
+from geomkd.scoring.plan import Plan, Stored, plan_of
+from geomkd.scoring.processes import Share, shared_out
 
 N = 48
 

@@ -6,7 +6,7 @@ import scipy.linalg
 import torch
 from torch._subclasses import FakeTensorMode
 
-from geomkd.arithmetic import exact_arithmetic
+from geomkd.geometry.precision import exact_arithmetic
 from geomkd.measures import similarity
 from geomkd.measures.similarity import (
     cka,

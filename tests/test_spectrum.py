@@ -8,6 +8,7 @@ import scipy.stats
 import torch
 from torch._subclasses import FakeTensorMode
 
+from geomkd.geometry.principal import Principal, principal
 from geomkd.measures import spectrum
 from geomkd.measures.spectrum import (
     effective_rank,
@@ -17,7 +18,6 @@ from geomkd.measures.spectrum import (
     power_law_alpha,
     spectral_entropy,
 )
-from geomkd.principal import Principal, principal
 
 
 def debiased(x):

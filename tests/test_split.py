@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch._subclasses import FakeTensorMode
 
-from geomkd.measures.split import check_share, held_out
+from geomkd.geometry.split import check_share, held_out
 
 SIZES = [1, 2, 3, 10, 25]
 

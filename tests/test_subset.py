@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch._subclasses import FakeTensorMode
 
-from geomkd.gram import column_slices
-from geomkd.principal import principal
-from geomkd.subset import MOST, SubsetGram, balanced, nested, parts_of, unpacked
+from geomkd.geometry.gram import column_slices
+from geomkd.geometry.principal import principal
+from geomkd.geometry.subset_gram import MOST, SubsetGram, balanced, nested, parts_of, unpacked
 
 UNEQUAL = torch.from_numpy(np.random.default_rng(0).permutation(np.repeat([0, 1, 2], [2, 30, 68])))
 SIZES = [2, 30, 68]

@@ -12,8 +12,8 @@ from torchvision.models.convnext import CNBlockConfig, ConvNeXt
 
 from geomkd.distillation import distill
 from geomkd.distillation.teacher_head import FrozenHead, WithTeacherHead, head_behind
-from geomkd.hooks import features_of
-from geomkd.models import evaluating
+from geomkd.network.forward import evaluating
+from geomkd.network.hooks import features_of
 
 X, Y = images(4)
 

@@ -11,6 +11,7 @@ from scipy.optimize import minimize
 from sklearn.covariance import ledoit_wolf
 from torch._subclasses import FakeTensorMode
 
+from geomkd.geometry.principal import Principal, principal
 from geomkd.measures.null import WithNull
 from geomkd.measures.transfer import (
     NOISE_FLOOR,
@@ -22,7 +23,6 @@ from geomkd.measures.transfer import (
     logme,
     logme_from,
 )
-from geomkd.principal import Principal, principal
 
 MEASURES = (logme, h_score, gbc)
 CORES = (logme_from, h_score_from, gbc_from)

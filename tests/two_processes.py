@@ -7,9 +7,9 @@ import torch
 from small import blobs, images, mlp, resnet, resnet2
 from torch.utils.data import DataLoader, TensorDataset
 
+from geomkd.common.distributed import gathered, world
 from geomkd.distillation import distill
 from geomkd.distillation.objectives import Features
-from geomkd.distributed import gathered, world
 
 
 class WithIdleLayer(torch.nn.Module):

@@ -26,8 +26,8 @@ from benchmarks.paper.recipes import (
     combination,
 )
 from benchmarks.paper.run import run
+from geomkd.common.distributed import world
 from geomkd.distillation.rivals import OBJECTIVES
-from geomkd.distributed import world
 
 RESULTS = Path(package.__file__).parents[1] / "results" / "paper"
 

@@ -14,8 +14,8 @@ from torch import Tensor
 from torchvision import datasets
 
 from benchmarks.paper.models import IMAGE_SIZES
+from geomkd.data.sample import Sample
 from geomkd.datasets import ImageArrays, load_npz
-from geomkd.sampling import Sample
 
 MOST_VALIDATION = 5000
 STATISTICS_BATCH = 1000  # images of a step, so that the counts need little memory

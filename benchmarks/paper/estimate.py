@@ -17,7 +17,7 @@ from benchmarks.paper.models import build
 from benchmarks.paper.places import Place, read_json, slug
 from benchmarks.paper.recipes import Combination, Recipe, layer_indices
 from benchmarks.speed import peak, restart_peak
-from geomkd.reports import write_json
+from geomkd.common.results_folder import write_json
 
 WARM_UP, TIMED = 1, 2  # steps
 N_CLASSES = 100  # hardly changes what a step costs

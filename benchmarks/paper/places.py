@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 from benchmarks.paper.recipes import Combination
-from geomkd.distributed import world
-from geomkd.reports import write_json
+from geomkd.common.distributed import world
+from geomkd.common.results_folder import write_json
 
 
 @dataclass(frozen=True)

@@ -22,11 +22,11 @@ from benchmarks.paper.recipes import (
     Combination,
     layer_indices,
 )
-from geomkd.distillation.fingerprints import weights_fingerprint
-from geomkd.distributed import world
-from geomkd.files import atomic_write
-from geomkd.models import evaluating
-from geomkd.reports import machine
+from geomkd.common.distributed import world
+from geomkd.common.files import atomic_write
+from geomkd.common.results_folder import machine
+from geomkd.distillation.running.fingerprints import weights_fingerprint
+from geomkd.network.forward import evaluating
 
 SCORED = 5000  # most images behind the layers that "auto" picks
 DIVERGED = "NaN or infinite"  # what `geomkd.distill` says of a loss

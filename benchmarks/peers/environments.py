@@ -17,7 +17,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from geomkd.files import atomic_write
+from geomkd.common.files import atomic_write
 
 HERE = Path(__file__).parent
 CACHE = Path("~/.cache/geomkd-peers")

@@ -16,7 +16,7 @@ import time
 import numpy as np
 import torch
 
-from geomkd import neighbours
+from geomkd.geometry import neighbours
 from geomkd.measures import cka, mle_dimension, two_nn
 
 MEASURES = {

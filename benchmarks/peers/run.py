@@ -8,7 +8,7 @@ import subprocess
 from collections.abc import Sequence
 
 from benchmarks.peers.environments import CACHE, HERE, check_peer, environment, python_of
-from geomkd.checks import check_int
+from geomkd.common.checks import check_int
 
 # two_nn drops the largest tenth of the ratios and fits a line, two_nn_mle is (n - 1) / sum of logs;
 # mle_dimension is the harmonic mean over 20 neighbours, mle_dimension_mean the arithmetic one.

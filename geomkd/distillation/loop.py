@@ -17,17 +17,17 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from tqdm import tqdm
 
-from geomkd.distillation.batches import Batch, Batches
-from geomkd.distillation.checkpoint import Checkpoints
-from geomkd.distillation.features import CachedTeacher, LiveTeacher, teacher_of
-from geomkd.distillation.networks import Networks, as_objective, join, placed, seeded
-from geomkd.distillation.parallel import gradients_averaged, student_step
-from geomkd.distillation.recipe import Recipe
+from geomkd.common.distributed import summed, take_from_first, world
 from geomkd.distillation.result import DistillationResult
-from geomkd.distillation.state import Progress, config_of, restore, state_of
-from geomkd.distillation.tracking import Means, Scalars
-from geomkd.distributed import summed, take_from_first, world
-from geomkd.models import Forward, call, evaluating, first_tensor
+from geomkd.distillation.running.batches import Batch, Batches
+from geomkd.distillation.running.checkpoint import Checkpoints
+from geomkd.distillation.running.recipe import Recipe
+from geomkd.distillation.running.run_state import Progress, config_of, restore, state_of
+from geomkd.distillation.running.setup import Networks, as_objective, join, placed, seeded
+from geomkd.distillation.running.student_step import gradients_averaged, student_step
+from geomkd.distillation.running.teacher import CachedTeacher, LiveTeacher, teacher_of
+from geomkd.distillation.running.tracking import Means, Scalars
+from geomkd.network.forward import Forward, call, evaluating, first_tensor
 
 if TYPE_CHECKING:
     from pandas import DataFrame

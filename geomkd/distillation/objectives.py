@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from geomkd.distillation.feature_matching import PAIRINGS, Matching
 from geomkd.distillation.losses import (
     DISTANCES,
     NORMALIZATIONS,
@@ -22,7 +23,6 @@ from geomkd.distillation.losses import (
     softened_divergence,
     standardized_rows,
 )
-from geomkd.distillation.matching import PAIRINGS, Matching
 from geomkd.distillation.projectors import PROJECTORS, Meeting, linear_projectors
 
 Loss = tuple[Tensor, dict[str, Tensor]]

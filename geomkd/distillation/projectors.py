@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 from torch.nn.utils import skip_init
 
-from geomkd.layers import Layer
+from geomkd.network.layers import Layer
 
 PROJECTORS = ("linear", "mlp", "pca", "none")
 PREFIX_TOKENS = (0, 1, 2, 5)  # none, a class token, with a distillation token, with four registers
@@ -108,7 +108,7 @@ class Projector(nn.Module):
     Examples
     --------
     >>> import torch
-    >>> from geomkd.layers import Layer
+    >>> from geomkd.network.layers import Layer
     >>> student = Layer("layer4", "map", (8, 4, 4))
     >>> projector = Projector(student, Layer("encoder", "tokens", (1 + 4, 16)))
     >>> projected, target = projector(torch.randn(2, 8, 4, 4), torch.randn(2, 5, 16))

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from geomkd.files import atomic_write
-from geomkd.models import unwrap
+from geomkd.common.files import atomic_write
+from geomkd.network.forward import unwrap
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from geomkd.distillation.feature_matching import Matching
 from geomkd.distillation.losses import (
     angles,
     attention_map,
@@ -18,7 +19,6 @@ from geomkd.distillation.losses import (
     relative_distances,
     softened_divergence,
 )
-from geomkd.distillation.matching import Matching
 from geomkd.distillation.objectives import (
     CrossEntropy,
     Features,
@@ -37,7 +37,7 @@ from geomkd.distillation.projectors import (
     make_projector,
     to_grid,
 )
-from geomkd.layers import Layer
+from geomkd.network.layers import Layer
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ import torch
 from torch import Generator, Tensor, fx, nn
 
 from geomkd.distillation.projectors import Projector, pooled_to, to_grid
-from geomkd.hooks import features_of, target_of
-from geomkd.layers import Layer, describe_layers
-from geomkd.models import Forward, call, evaluating, first_tensor, modules_by_name, unwrap
+from geomkd.network.forward import Forward, call, evaluating, first_tensor, modules_by_name, unwrap
+from geomkd.network.hooks import features_of, target_of
+from geomkd.network.layers import Layer, describe_layers
 
 
 class WithTeacherHead(nn.Module):

@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from geomkd.arithmetic import COLUMNS, exact_arithmetic, inverse
-from geomkd.checks import as_classes, as_features, as_tensor, check_finite
-from geomkd.principal import Principal, principal
+from geomkd.common.checks import as_classes, as_features, as_tensor, check_finite
+from geomkd.geometry.precision import COLUMNS, exact_arithmetic, inverse
+from geomkd.geometry.principal import Principal, principal
 
 
 class NeuralCollapse(NamedTuple):

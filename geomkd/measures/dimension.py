@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from geomkd.arithmetic import exact_arithmetic
-from geomkd.checks import as_features, check_finite, check_int
-from geomkd.neighbours import Neighbours, Rows, search
+from geomkd.common.checks import as_features, check_finite, check_int
+from geomkd.geometry.neighbours import Neighbours, Rows, search
+from geomkd.geometry.precision import exact_arithmetic
 
 METHODS = ("linear", "mle")
 AVERAGES = ("harmonic", "arithmetic")

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from geomkd.checks import check_int
+from geomkd.common.checks import check_int
 
 NULL_COLUMNS = ("null_mean", "null_95", "excess")  # of a score beside its own
 

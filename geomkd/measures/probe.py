@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from geomkd.arithmetic import exact_arithmetic, inverse
-from geomkd.checks import as_classes, as_features
+from geomkd.common.checks import as_classes, as_features
+from geomkd.geometry.precision import exact_arithmetic, inverse
+from geomkd.geometry.principal import Principal, principal
+from geomkd.geometry.split import check_share, held_out
 from geomkd.measures.null import WithNull, against_null
-from geomkd.measures.split import check_share, held_out
-from geomkd.principal import Principal, principal
 
 if TYPE_CHECKING:
     from sklearn.linear_model import LogisticRegression

@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from geomkd.arithmetic import exact_arithmetic
-from geomkd.checks import check_dataset_size, check_definition, check_int
-from geomkd.draws import Draws
-from geomkd.gram import ClassGram
+from geomkd.common.checks import check_dataset_size, check_definition, check_int
+from geomkd.geometry.draws import Draws
+from geomkd.geometry.gram import ClassGram
+from geomkd.geometry.precision import exact_arithmetic
 from geomkd.measures.null import WithNull, beside_null, permutations
-from geomkd.statistics import (
+from geomkd.measures.quality_statistics import (
     Spectrum,
     about_the_mean,
     abs_cosines,

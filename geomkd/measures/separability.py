@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from geomkd.arithmetic import ZERO_VARIANCE, exact_arithmetic
-from geomkd.checks import check_int
-from geomkd.draws import Draws
-from geomkd.gram import ClassGram
+from geomkd.common.checks import check_int
+from geomkd.geometry.draws import Draws
+from geomkd.geometry.gram import ClassGram
+from geomkd.geometry.precision import ZERO_VARIANCE, exact_arithmetic
+from geomkd.geometry.row_blocks import nearest_rows, sums_over_classes, sums_over_labels, walk
+from geomkd.geometry.split import check_share, held_out
 from geomkd.measures.null import WithNull, against_null
-from geomkd.measures.split import check_share, held_out
-from geomkd.rows import nearest_rows, sums_over_classes, sums_over_labels, walk
 
 Score = Callable[[Tensor], Tensor]  # (n,) class indices -> 0-d
 Sums = Callable[[Tensor], Tensor]  # (b, n) values -> (b, C, Q) sums over each class

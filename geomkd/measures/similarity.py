@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from geomkd.arithmetic import COLUMNS, ZERO_VARIANCE, exact_arithmetic
-from geomkd.checks import as_features, check_finite
-from geomkd.principal import Principal, principal
+from geomkd.common.checks import as_features, check_finite
+from geomkd.geometry.precision import COLUMNS, ZERO_VARIANCE, exact_arithmetic
+from geomkd.geometry.principal import Principal, principal
 
 BLOCK = 512  # rows of a block of the triangle
 _AT_ONCE = 2**18  # float64 numbers of all layers' rows multiplied at a time: 2 MB stay in cache

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from geomkd.arithmetic import inverse
-from geomkd.checks import check_int
-from geomkd.principal import Principal, principal
-from geomkd.statistics import entropy_nats, terms_to
+from geomkd.common.checks import check_int
+from geomkd.geometry.precision import inverse
+from geomkd.geometry.principal import Principal, principal
+from geomkd.measures.quality_statistics import entropy_nats, terms_to
 
 SPECTRA = ("singular", "eigenvalues")
 FIT = (11, 100)  # ranks, as in the published code: its range(10, 100) counts from 0
@@ -144,7 +144,7 @@ def pca_dimension(features: Any, *, threshold: float = 0.9, center: bool = True)
     What it does not mean: a small sample has a small dimension, so compare at equal n. Uncentred, a
     layer with a large common offset has dimension 1.
 
-    Cost: that of `geomkd.principal.principal`.
+    Cost: that of `geomkd.geometry.principal.principal`.
 
     Examples
     --------
@@ -202,7 +202,7 @@ def participation_ratio(features: Any, *, debiased: bool = False) -> Tensor:
     dimension is too large for such a sample. Duplicate rows are not independent and pull it down.
     It makes up for few rows, not for features that are themselves a sample of more.
 
-    Cost: that of `geomkd.principal.principal`, and n r.
+    Cost: that of `geomkd.geometry.principal.principal`, and n r.
 
     References
     ----------
@@ -261,7 +261,7 @@ def spectral_entropy(features: Any, *, on: str = "singular", center: bool = True
     What it does not mean: the singular values weigh a small noise in many directions far more than
     the variances do; a small sample has a small entropy, so compare at equal n.
 
-    Cost: that of `geomkd.principal.principal`.
+    Cost: that of `geomkd.geometry.principal.principal`.
 
     References
     ----------
@@ -297,7 +297,7 @@ def effective_rank(features: Any, *, on: str = "singular", center: bool = True) 
 
     What it does not mean: as for `spectral_entropy`. Uncentred, a common offset pulls it to 1.
 
-    Cost: that of `geomkd.principal.principal`.
+    Cost: that of `geomkd.geometry.principal.principal`.
 
     References
     ----------
@@ -351,7 +351,7 @@ def power_law_alpha(features: Any, *, fit: tuple[int, int] = FIT, center: bool =
     a shorter one by default, to its last and steepest ranks; give ``fit`` to compare layers of
     unlike width. Few samples steepen the tail: alpha of white noise is 0 only for n far above d.
 
-    Cost: that of `geomkd.principal.principal`.
+    Cost: that of `geomkd.geometry.principal.principal`.
 
     References
     ----------
@@ -399,7 +399,7 @@ def isotropy(features: Any) -> Tensor:
     does not matter only while the standard deviation is far above it. Equal variances give their
     mean times 1e6, and so does a layer of one feature, which has no spread. Compare at equal n.
 
-    Cost: that of `geomkd.principal.principal`.
+    Cost: that of `geomkd.geometry.principal.principal`.
 
     References
     ----------

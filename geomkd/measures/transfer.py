@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from geomkd.arithmetic import exact_arithmetic, inverse
-from geomkd.checks import as_classes, as_features, check_int
+from geomkd.common.checks import as_classes, as_features, check_int
+from geomkd.geometry.precision import exact_arithmetic, inverse
+from geomkd.geometry.principal import Principal, principal
 from geomkd.measures.null import WithNull, against_null
-from geomkd.principal import Principal, principal
 
 NOISE_FLOOR = 1e-6  # of a target's mean square: the least noise that logme allows
 VARIANCE_FLOOR = 1e-4  # of the mean variance per axis: the least variance of a class in gbc

@@ -1,1 +1,0 @@
-"""What stands behind the command line: its options, and distillation from a configuration."""

@@ -1,0 +1,73 @@
+"""What a run leaves behind: a new folder, JSON with machine and versions."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from geomkd.common.files import atomic_write
+
+
+def new_folder(folder: str | os.PathLike | None, stem: str) -> Path:
+    """Make a folder that was not there: the one named, or the next free ``stem-N`` here.
+
+    Raises
+    ------
+    FileExistsError
+        ``folder`` is there already.
+    """
+    if folder is not None:
+        Path(folder).mkdir(parents=True)
+        return Path(folder)
+    number = 1
+    while True:
+        try:
+            Path(f"{stem}-{number}").mkdir()
+            return Path(f"{stem}-{number}")
+        except FileExistsError:
+            number += 1
+
+
+def machine() -> dict[str, Any]:
+    """Machine and versions that a figure was measured with."""
+    import pandas
+    import scipy
+    import sklearn
+
+    import geomkd
+
+    modules = (geomkd, torch, np, scipy, sklearn, pandas)
+    return {
+        "processor": platform.machine(),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "threads": torch.get_num_threads(),
+        **{module.__name__: module.__version__ for module in modules},
+    }
+
+
+def write_json(path: str | os.PathLike, content: Any) -> None:
+    """Write JSON, whole or not at all."""
+    with atomic_write(path) as file:
+        file.write(json.dumps(content, indent=1, allow_nan=False).encode() + b"\n")
+
+
+def write_frame(path: str | os.PathLike, frame: Any) -> None:
+    """Write a DataFrame as CSV, whole or not at all."""
+    with atomic_write(path) as file:
+        file.write(frame.to_csv(index=False).encode())
+
+
+def write_picture(path: str | os.PathLike, ax: Any) -> None:
+    """Write the figure of an Axes as PNG and close it."""
+    from matplotlib import pyplot
+
+    with atomic_write(path) as file:
+        ax.figure.savefig(file, format="png", dpi=150)
+    pyplot.close(ax.figure)

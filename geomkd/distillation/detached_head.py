@@ -1,0 +1,209 @@
+"""The cut between backbone and head, so that no logit loss reaches the backbone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from geomkd.network.forward import (
+    Forward,
+    call,
+    evaluating,
+    first_tensor,
+    modules_by_name,
+    replace_first_tensor,
+    unwrap,
+)
+from geomkd.network.hooks import target_of
+from geomkd.network.layers import Layer
+
+
+@dataclass(frozen=True)
+class Split:
+    """What of a student is trained, and where it is cut in two, if it is.
+
+    Attributes
+    ----------
+    cut : str or None
+        The layer behind which the head begins.
+    backbone, head : list of nn.Parameter
+        Parameters that the paired features reach, and those that the logits behind the cut reach.
+        Without a cut the first list holds both.
+    """
+
+    cut: str | None
+    backbone: list[nn.Parameter]
+    head: list[nn.Parameter]
+
+
+@contextmanager
+def tapped(
+    student: nn.Module, names: Sequence[str], *, cut: str | None = None
+) -> Iterator[dict[str, Tensor]]:
+    """Live features of named layers, of every forward pass with gradients within the context.
+
+    Parameters
+    ----------
+    student : nn.Module
+        A model without wrapper.
+    names : sequence of str
+        Layers whose features are wanted, with their graph.
+    cut : str, optional
+        Layer behind which the model goes on with a detached copy.
+
+    Yields
+    ------
+    dict of str to Tensor
+        Filled as the student runs; each new call of it empties it first.
+
+    Notes
+    -----
+    The hooks stay for as long as the context lasts, and are plain enough for ``torch.compile``.
+    """
+    features: dict[str, Tensor] = {}
+    calls: dict[str, int] = {}
+
+    def restart(module: nn.Module, args: tuple) -> None:
+        features.clear()
+        for key in calls:
+            calls[key] = 0
+
+    handles = [student.register_forward_pre_hook(restart)]
+    modules = modules_by_name(student)
+
+    def hook(name: str, act: Callable[[Any], Any]) -> None:
+        """Act on the value at the named call."""
+        module, is_input, number = target_of(name, modules)
+        key = f"{len(handles)} {name}"
+        calls[key] = 0
+
+        def at_call(value: Any) -> Any:
+            if not torch.is_grad_enabled():  # validation
+                return None
+            calls[key] += 1
+            return act(value) if calls[key] == (number or 1) else None
+
+        if is_input:
+            register = module.register_forward_pre_hook
+            handles.append(register(lambda _, *value: at_call(value), with_kwargs=True))
+        else:
+            register = module.register_forward_hook
+            handles.append(register(lambda _, args, output: at_call(output)))
+
+    def take(name: str, value: Any) -> None:
+        # A copy: an in-place operation that follows must not touch it.
+        features[name] = first_tensor(value).clone()
+
+    try:
+        for name in dict.fromkeys(names):
+            hook(name, partial(take, name))
+        if cut is not None:  # hooks run in the order they were registered: taken before it is cut
+            hook(cut, _detached)
+        yield features
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def student_outputs(
+    student: nn.Module,
+    inputs: Any,
+    names: Sequence[str],
+    *,
+    cut: str | None = None,
+    forward: Forward | None = None,
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Live features of the named layers and the logits of one batch.
+
+    Parameters
+    ----------
+    student : nn.Module
+        Run once, in the mode it is in.
+    inputs : Any
+        A batch of inputs.
+    names, cut
+        As in `tapped`.
+    forward : callable, optional
+        ``forward(student, inputs)`` for students that are not simply called.
+    """
+    root = unwrap(student)
+    with tapped(root, names, cut=cut) as features:
+        logits = first_tensor(call(root, inputs, forward))
+    return {name: features[name] for name in names}, logits
+
+
+def split_student(
+    student: nn.Module,
+    inputs: Any,
+    layers: Sequence[Layer],
+    *,
+    cut_head: bool = True,
+    forward: Forward | None = None,
+) -> Split:
+    """Find what of a student is trained, from a probe batch.
+
+    Parameters
+    ----------
+    student : nn.Module
+        Run in evaluation mode; parameters, gradients, buffers and random state stay as they are.
+    inputs : Any
+        A batch of inputs.
+    layers : sequence of Layer
+        The paired layers.
+    cut_head : bool
+        Whether the student is cut in two at the layer of these that is run last.
+    forward : callable, optional
+        ``forward(student, inputs)`` for students that are not simply called.
+
+    Raises
+    ------
+    ValueError
+        No trainable parameter, or none on one side of the cut; one that the logits reach although
+        paired features do too, so that the cut is no cut.
+    """
+    cut = max(layers, key=lambda layer: layer.order).name if cut_head else None
+    names = [layer.name for layer in layers]
+    parameters = {n: p for n, p in unwrap(student).named_parameters() if p.requires_grad}
+    if not parameters:
+        raise ValueError("the student has no parameter to train: none has requires_grad")
+    with evaluating(student), torch.enable_grad():
+        features, logits = student_outputs(student, inputs, names, cut=cut, forward=forward)
+        backbone = _reached(parameters, list(features.values()))
+        head = _reached(parameters, [logits])
+    if cut is None:
+        return Split(None, list((backbone | head).values()), [])
+    if around := [name for name in parameters if name in backbone and name in head]:
+        raise ValueError(
+            f"logit gradients reach the backbone: a path from parameter {around[0]!r} to the "
+            f"logits avoids {cut!r}, the last paired student layer ({len(around)} such "
+            "parameters); pair a layer that every path runs through"
+        )
+    for side, reached in (("before", backbone), ("behind", head)):
+        if not reached:
+            raise ValueError(
+                f"the student has no trainable parameter {side} {cut!r}, its last paired layer"
+            )
+    return Split(cut, list(backbone.values()), list(head.values()))
+
+
+def _reached(parameters: dict[str, nn.Parameter], outputs: list[Tensor]) -> dict[str, nn.Parameter]:
+    outputs = [output.float().sum() for output in outputs if output.requires_grad]
+    if not outputs:
+        return {}
+    # The two graphs share nodes just where the cut is no cut.
+    gradients = torch.autograd.grad(
+        sum(outputs), list(parameters.values()), allow_unused=True, retain_graph=True
+    )
+    pairs = zip(parameters.items(), gradients, strict=True)
+    return {name: parameter for (name, parameter), gradient in pairs if gradient is not None}
+
+
+def _detached(structure: Any) -> Any:
+    # A copy: an in-place operation that follows must not touch what the feature losses go back to.
+    return replace_first_tensor(structure, first_tensor(structure).detach().clone())

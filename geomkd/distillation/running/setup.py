@@ -1,0 +1,311 @@
+"""What a distillation run is made of, checked before any training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Generator, Tensor, nn
+
+from geomkd.common.distributed import world
+from geomkd.distillation.detached_head import split_student
+from geomkd.distillation.losses import at_least_float32
+from geomkd.distillation.objectives import StepTensors, projectors_of
+from geomkd.distillation.projectors import Meeting
+from geomkd.distillation.rivals import OBJECTIVES
+from geomkd.distillation.running.order import seed_of
+from geomkd.distillation.teacher_head import WithTeacherHead
+from geomkd.network.forward import Forward, call, evaluating, first_tensor, unwrap
+from geomkd.network.hooks import features_of
+from geomkd.network.layers import Layer, describe_layers
+
+Pairs = list[tuple[str, str]]
+ATTRIBUTES = ("name", "uses_features", "uses_teacher_logits", "detaches_head")
+
+
+@dataclass(frozen=True)
+class Networks:
+    """Student, teacher, and what joins them.
+
+    Attributes
+    ----------
+    student, teacher : nn.Module
+        ``teacher`` is None where the objective needs none. The student is the one that was given,
+        or with its teacher's head in place of its own.
+    objective : callable
+        One of :mod:`geomkd.distillation.objectives` or like them.
+    pairs : list of (str, str)
+        Teacher layer and student layer; empty where the objective uses no features.
+    student_layers : list of str
+        Layers of ``student`` whose features the objective sees, one per pair.
+    projectors : nn.Module
+        What the objective trains beside the student.
+    cut : str or None
+        Student layer behind which the head trains on detached features.
+    groups : list of list of nn.Parameter
+        What is trained: backbone with projectors, and head; one group where nothing is cut.
+    n_classes : int
+        Number of the student's logits.
+    forward : callable or None
+        ``forward(model, inputs)``, for models that are not simply called.
+    """
+
+    student: nn.Module
+    teacher: nn.Module | None
+    objective: Any
+    pairs: Pairs
+    student_layers: list[str]
+    projectors: nn.Module
+    cut: str | None
+    groups: list[list[nn.Parameter]]
+    n_classes: int
+    forward: Forward | None
+
+    @property
+    def teacher_layers(self) -> list[str]:
+        """Layers of the teacher whose features the objective sees, one per pair."""
+        return [name for name, _ in self.pairs]
+
+
+class StudentStep(nn.Module):
+    """Student, projectors and objective as one module: what is compiled and made data-parallel.
+
+    Parameters
+    ----------
+    networks : Networks
+        Of which student and projectors become submodules.
+    features : dict of str to Tensor
+        What `tapped` yields; read after the student has run.
+    autocast : callable
+        Makes the context that the student runs in; the losses are outside of it.
+    """
+
+    def __init__(self, networks: Networks, features: dict[str, Tensor], autocast: Any) -> None:
+        super().__init__()
+        self.student, self.projectors = unwrap(networks.student), networks.projectors
+        self.networks, self.features, self.autocast = networks, features, autocast
+
+    def forward(
+        self,
+        inputs: Any,
+        labels: Tensor,
+        teacher_features: Sequence[Tensor],
+        teacher_logits: Tensor | None,
+    ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+        """Loss, its named parts, and the student's logits."""
+        networks = self.networks
+        with self.autocast():
+            logits = first_tensor(call(self.student, inputs, networks.forward))
+        student_features = [self.features[name] for name in networks.student_layers]
+        step = StepTensors(
+            labels,
+            at_least_float32(logits),
+            teacher_logits,
+            [at_least_float32(x) for x in student_features],
+            [at_least_float32(x) for x in teacher_features],
+            self.projectors,
+        )
+        loss, parts = networks.objective(step)
+        return loss, parts, logits
+
+
+def join(
+    student: nn.Module,
+    teacher: nn.Module | None,
+    objective: Any,
+    pairs: Any,
+    example: Any,
+    *,
+    batch_size: int = 1,
+    samples: Any = None,
+    seed: int = 0,
+    forward: Forward | None = None,
+) -> Networks:
+    """Check that student, teacher and objective fit together, and join them.
+
+    Parameters
+    ----------
+    student, teacher, objective, pairs, seed, forward
+        As in :func:`geomkd.distill`.
+    example : Any
+        A small batch of inputs, on the student's device.
+    batch_size : int
+        Samples that the loss sees at a time.
+    samples : callable, optional
+        Returns batches of inputs that principal components are fitted on; by default the example.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As in :func:`geomkd.distill`.
+    """
+    n_classes = _n_logits(student, "student", example, forward)
+    teacher = _checked_teacher(student, teacher, objective, example, n_classes, forward)
+    generator = Generator().manual_seed(seed)
+    pairs = checked_pairs(pairs) if objective.uses_features else []
+    student_layers = [name for _, name in pairs]
+    theirs = _described(teacher, "teacher", [name for name, _ in pairs], example, forward)
+    ours = _described(student, "student", student_layers, example, forward)
+    if getattr(objective, "uses_teacher_head", False):
+        options = {"forward": forward, "generator": generator}
+        student = WithTeacherHead(student, teacher, pairs[-1], example, **options)
+        pairs, theirs, student_layers = pairs[-1:], theirs[-1:], ["projector"]
+        student = student.to(next(student.parameters()))
+        ours = _described(student, "student", student_layers, example, forward)
+        n_classes = _n_logits(student, "student", example, forward)
+    split = split_student(student, example, ours, cut_head=objective.detaches_head, forward=forward)
+    projectors = nn.ModuleList()
+    if pairs:
+
+        @cache  # asked once for every combination of layers
+        def teacher_features() -> list[Tensor]:
+            names = [name for name, _ in pairs]
+            with evaluating(teacher):
+                each = [
+                    features_of(teacher, inputs, names, forward=forward)
+                    for inputs in (samples() if samples else [example])
+                ]
+            return [torch.cat([found[name] for found in each]) for name in names]
+
+        meeting = Meeting(
+            list(zip(theirs, ours, strict=True)), batch_size, generator, teacher_features
+        )
+        parameter = split.backbone[0]
+        at_least = torch.promote_types(parameter.dtype, torch.float32)
+        projectors = projectors_of(objective, meeting).to(parameter.device, at_least)
+    groups = [split.backbone + list(projectors.parameters())]
+    groups += [split.head] if split.head else []
+    return Networks(
+        student,
+        teacher,
+        objective,
+        pairs,
+        student_layers,
+        projectors,
+        split.cut,
+        groups,
+        n_classes,
+        forward,
+    )
+
+
+def as_objective(objective: Any) -> Any:
+    """Objective of a name, or the object itself if it is like one."""
+    if isinstance(objective, str):
+        if objective not in OBJECTIVES:
+            raise ValueError(f"objective must be one of {list(OBJECTIVES)}; got {objective!r}")
+        return OBJECTIVES[objective]()
+    missing = [name for name in ATTRIBUTES if not hasattr(objective, name)]
+    if missing or not callable(objective) or isinstance(objective, type):
+        raise TypeError(
+            f"objective must be a name or an object with {', '.join(ATTRIBUTES)} that can be "
+            f"called; got {objective!r}" + (f" without {', '.join(missing)}" if missing else "")
+        )
+    return objective
+
+
+def checked_pairs(pairs: Any) -> Pairs:
+    """Pairs as a list of (teacher layer, student layer)."""
+    if pairs is None:
+        raise ValueError("this objective needs pairs=[(teacher layer, student layer), ...]")
+    if isinstance(pairs, str) or not isinstance(pairs, Sequence):
+        raise TypeError(f"pairs must be a list of pairs of names; got {type(pairs).__name__}")
+    for pair in pairs:
+        is_pair = isinstance(pair, tuple | list) and len(pair) == 2
+        if not is_pair or not all(isinstance(name, str) for name in pair):
+            raise TypeError(f"pairs must hold (teacher layer, student layer) names; got {pair!r}")
+    pairs = [tuple(pair) for pair in pairs]
+    if not pairs:
+        raise ValueError("pairs must hold at least one (teacher layer, student layer); got none")
+    if len(set(pairs)) < len(pairs):
+        raise ValueError(f"pairs must differ from each other; got {pairs}")
+    return pairs
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Within, the random draws of layers follow seed and process; afterwards as before."""
+    if world().rank:
+        seed = seed_of(seed, world().rank)
+    on_accelerator = device.index is not None
+    devices = range(torch.get_device_module(device).device_count()) if on_accelerator else ()
+    with torch.random.fork_rng(devices, device_type=device.type):
+        # torch.manual_seed seeds accelerators as well: not when none takes part.
+        (torch.manual_seed if on_accelerator else torch.default_generator.manual_seed)(seed)
+        yield
+
+
+def placed(
+    student: nn.Module,
+    teacher: nn.Module | None,
+    device: torch.device | str | None,
+    *,
+    channels_last: bool = False,
+) -> torch.device:
+    """Move both models where they are trained, and return the device of the student."""
+    for name, model in (("student", student), ("teacher", teacher)):
+        if not isinstance(model, nn.Module) and not (name == "teacher" and model is None):
+            raise TypeError(f"{name} must be a torch.nn.Module; got {type(model).__name__}")
+    options = {"memory_format": torch.channels_last} if channels_last else {}
+    student.to(device, **options)
+    for parameter in student.parameters():
+        if teacher is not None:
+            teacher.to(parameter.device, **options)
+        return parameter.device
+    raise ValueError("the student has no parameters")
+
+
+def _checked_teacher(
+    student: nn.Module,
+    teacher: nn.Module | None,
+    objective: Any,
+    example: Any,
+    n_classes: int,
+    forward: Forward | None,
+) -> nn.Module | None:
+    """Return the teacher, or None where it is not needed."""
+    if not (objective.uses_features or objective.uses_teacher_logits):
+        return None
+    if teacher is None:
+        raise ValueError(f"objective {objective.name!r} needs a teacher; got None")
+    owned = {id(parameter) for parameter in unwrap(teacher).parameters()}
+    for name, parameter in unwrap(student).named_parameters():
+        if id(parameter) in owned:
+            raise ValueError(
+                f"the student trains, so it may share no parameter with the teacher; "
+                f"got the student's {name!r} in both"
+            )
+    if objective.uses_teacher_logits:
+        width = _n_logits(teacher, "teacher", example, forward)
+        if width != n_classes:
+            raise ValueError(
+                f"objective {objective.name!r} needs as many teacher logits as student logits; "
+                f"got {width} from the teacher and {n_classes} from the student"
+            )
+    return teacher
+
+
+def _n_logits(model: nn.Module, name: str, example: Any, forward: Forward | None) -> int:
+    with evaluating(model):
+        logits = first_tensor(call(model, example, forward))
+    if logits.ndim != 2 or not logits.is_floating_point():
+        raise ValueError(
+            f"the {name} must return logits of shape (B, n_classes); got shape "
+            f"{tuple(logits.shape)} of {str(logits.dtype).removeprefix('torch.')}"
+        )
+    return logits.shape[1]
+
+
+def _described(
+    model: nn.Module | None, name: str, layers: list[str], example: Any, forward: Forward | None
+) -> list[Layer]:
+    if not layers:
+        return []
+    try:
+        return describe_layers(model, layers, example, forward=forward)
+    except ValueError as error:
+        raise ValueError(f"pairs, {name} {error}") from None

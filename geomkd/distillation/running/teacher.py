@@ -1,0 +1,226 @@
+"""What the teacher says about a batch: live, or read from files that hold it for every sample."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from geomkd.common.distributed import gathered, world
+from geomkd.common.files import atomic_write
+from geomkd.distillation.running.batches import Batches
+from geomkd.distillation.running.fingerprints import (
+    data_fingerprint,
+    draws_at_random,
+    weights_fingerprint,
+)
+from geomkd.distillation.running.setup import Networks
+from geomkd.network.forward import call, evaluating, first_tensor
+from geomkd.network.hooks import capture, features_of
+
+Answer = tuple[list[Tensor], Tensor | None]
+SHARD = 512  # samples of one file
+BATCH = 128  # samples of a forward pass while files are written
+CACHE_DTYPES = (None, "float16")
+
+
+class LiveTeacher:
+    """Runs the teacher on each batch, no further than is needed.
+
+    Parameters
+    ----------
+    networks : Networks
+        Teacher, its layers, and whether the objective uses its logits.
+    autocast : callable
+        Makes the context that the teacher runs in.
+    """
+
+    def __init__(self, networks: Networks, autocast: Callable[[], AbstractContextManager]) -> None:
+        self.networks, self.autocast = networks, autocast
+        self.stored = None
+
+    def __call__(self, inputs: Any, index: list[int]) -> Answer:
+        """Features of the teacher layer of each pair, and logits, whichever the objective uses."""
+        teacher, names = self.networks.teacher, self.networks.teacher_layers
+        forward = self.networks.forward
+        if teacher is None:
+            return [], None
+        with evaluating(teacher), self.autocast():
+            if not self.networks.objective.uses_teacher_logits:  # not beyond the last layer
+                features = features_of(teacher, inputs, names, forward=forward)
+                return [features[name] for name in names], None
+            with capture(teacher, names) as features:
+                logits = first_tensor(call(teacher, inputs, forward))
+        return [features[name] for name in names], logits
+
+
+class CachedTeacher:
+    """Reads what a teacher said of each training sample from memory-mapped files.
+
+    The files lie in a folder named by a fingerprint of the teacher, its layers and the data, some
+    hundred samples a file. Each is written whole or not at all, so an interrupted run goes on with
+    what is missing; several processes share the work out.
+
+    Parameters
+    ----------
+    folder : path
+        Where such folders are.
+    teacher : LiveTeacher
+        Runs the teacher for what is missing.
+    train : Batches
+        The training data.
+    dtype : {None, "float16"}
+        Type of what is stored; by default the teacher's own, at least float32.
+    precision : str
+        That the teacher runs in.
+    progress : bool
+        Show a bar while files are written.
+
+    Raises
+    ------
+    ValueError
+        A data set whose transforms draw at random, or a damaged file.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike,
+        teacher: LiveTeacher,
+        train: Batches,
+        *,
+        dtype: str | None = None,
+        precision: str = "fp32",
+        progress: bool = True,
+    ) -> None:
+        if draws_at_random(train):
+            raise ValueError(
+                "cache_dir= needs the same inputs in every epoch; the data set's transforms draw "
+                "at random"
+            )
+        networks = teacher.networks
+        self.names = list(dict.fromkeys(networks.teacher_layers))
+        self.order = [self.names.index(name) for name in networks.teacher_layers]
+        self.has_logits = networks.objective.uses_teacher_logits
+        self.device, self.total = train.device, train.order.total
+        self.stored = dtype or "float32"
+        what = {
+            "teacher": weights_fingerprint(networks.teacher),
+            "data": data_fingerprint(train),
+            "layers": self.names,
+            "logits": self.has_logits,
+            "samples": self.total,
+            "stored": self.stored,
+            "shard": SHARD,
+            "precision": precision,
+        }
+        text = json.dumps(what, sort_keys=True)
+        self.folder = Path(folder) / hashlib.sha256(text.encode()).hexdigest()[:16]
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with atomic_write(self.folder / "contents.json") as file:
+            file.write(json.dumps(what, indent=1).encode())
+        self._fill(teacher, train, progress)
+        n_kinds = len(self.names) + self.has_logits
+        self.shards = [
+            [_opened(self._path(kind, start)) for start in range(0, self.total, SHARD)]
+            for kind in range(n_kinds)
+        ]
+
+    def __call__(self, inputs: Any, index: list[int]) -> Answer:
+        """Features and logits of the samples at ``index``; the inputs are not looked at."""
+        rows = np.asarray(index)
+        values = [self._rows(shards, rows) for shards in self.shards]
+        logits = values.pop() if self.has_logits else None
+        return [values[i] for i in self.order], logits
+
+    def _fill(self, teacher: LiveTeacher, train: Batches, progress: bool) -> None:
+        """Write what is missing, each process a share of the files."""
+        kinds = len(self.names) + self.has_logits
+        missing = [
+            start
+            for start in range(0, self.total, SHARD)
+            if not all(self._path(kind, start).exists() for kind in range(kinds))
+        ]
+        gathered(None)  # every process has seen what is missing before one writes
+        here = world()
+        own = here.share(missing)
+        show = progress and here.is_first
+        for start in tqdm(own, desc="teacher features", unit=" files", disable=not show or not own):
+            places = list(range(start, min(start + SHARD, self.total)))
+            parts: list[list[Tensor]] = [[] for _ in range(kinds)]
+            for at in range(0, len(places), BATCH):
+                index = places[at : at + BATCH]
+                features, logits = teacher(train.of(index), index)
+                by_name = dict(zip(teacher.networks.teacher_layers, features, strict=True))
+                answers = [by_name[name] for name in self.names]
+                for part, value in zip(parts, answers + [logits] * self.has_logits, strict=True):
+                    part.append(self._stored(value))
+            for kind, part in enumerate(parts):
+                with atomic_write(self._path(kind, start)) as file:
+                    np.save(file, torch.cat(part).numpy(), allow_pickle=False)
+        gathered(None)  # every file is there
+
+    def _stored(self, value: Tensor) -> Tensor:
+        least = torch.promote_types(value.dtype, torch.float32)
+        return value.to(torch.float16 if self.stored == "float16" else least).cpu()
+
+    def _path(self, kind: int, start: int) -> Path:
+        name = f"layer{kind}" if kind < len(self.names) else "logits"
+        return self.folder / f"{name}-{start // SHARD:05d}.npy"
+
+    def _rows(self, shards: list[np.ndarray], rows: np.ndarray) -> Tensor:
+        values = np.empty((len(rows), *shards[0].shape[1:]), dtype=shards[0].dtype)
+        for number in np.unique(rows // SHARD):
+            here = rows // SHARD == number
+            values[here] = shards[number][rows[here] % SHARD]
+        found = torch.from_numpy(values).to(self.device)
+        return found.to(torch.promote_types(found.dtype, torch.float32))
+
+
+def _opened(path: Path) -> np.ndarray:
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise ValueError(f"{path} is damaged ({error}); delete it, it is made again") from None
+
+
+def teacher_of(
+    networks: Networks,
+    train: Batches,
+    *,
+    autocast: Callable[[], AbstractContextManager],
+    cache_dir: str | os.PathLike | None,
+    cache_dtype: str | None,
+    augment: Any,
+    **options: Any,
+) -> LiveTeacher | CachedTeacher:
+    """Teacher that is asked in training: live, or cached where a folder is given.
+
+    Raises
+    ------
+    ValueError
+        A cache together with augmentation, or without a teacher; an unknown type.
+    """
+    live = LiveTeacher(networks, autocast)
+    if cache_dtype not in CACHE_DTYPES:
+        raise ValueError(f"cache_dtype must be None or 'float16'; got {cache_dtype!r}")
+    if cache_dir is None:
+        return live
+    if augment is not None:
+        raise ValueError(
+            "cache_dir= and augment= exclude each other: cached features are of the images as "
+            "they are"
+        )
+    if networks.teacher is None:
+        raise ValueError(
+            f"cache_dir= needs a teacher; objective {networks.objective.name!r} has none"
+        )
+    return CachedTeacher(cache_dir, live, train, dtype=cache_dtype, **options)

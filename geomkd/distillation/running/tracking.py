@@ -1,0 +1,115 @@
+"""What a run reports of itself: means of an epoch, and TensorBoard's scalars."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from geomkd.common.distributed import summed, world
+
+
+class Means:
+    """Means of an epoch's losses and accuracy, weighted by the sizes of the batches.
+
+    They gather on the device and are read now and then, since each reading waits for the device.
+
+    Examples
+    --------
+    >>> means = Means()
+    >>> means.add(1, loss=torch.tensor(1.0))
+    >>> means.add(3, loss=torch.tensor(3.0))
+    >>> means.read(epoch=1)
+    {'loss': 2.5}
+    """
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+        self.unread: Tensor | None = None
+        self.sums: list[float] = []
+        self.n_samples = 0
+
+    def add(self, n_samples: int, **values: Tensor) -> None:
+        """Take the means of one more batch."""
+        self.names = list(values)
+        dtype = torch.promote_types(values["loss"].dtype, torch.float32)
+        batch = torch.stack([value.detach().to(dtype) for value in values.values()]) * n_samples
+        self.unread = batch if self.unread is None else self.unread + batch
+        self.n_samples += n_samples
+
+    def read(self, epoch: int) -> dict[str, float]:
+        """Means so far of this process; ``RuntimeError`` if one is NaN or infinite."""
+        unread = [] if self.unread is None else self.unread.tolist()
+        before = self.sums or [0.0] * len(unread)
+        self.sums = [a + b for a, b in zip(before, unread or [0.0] * len(before), strict=True)]
+        self.unread = None
+        pairs = list(zip(self.names, self.sums, strict=True))
+        broken = [name for name, total in pairs if not math.isfinite(total)]
+        if broken:
+            part = next((name for name in broken if name != "loss"), "loss")
+            raise RuntimeError(
+                f"loss part {part!r} became NaN or infinite in epoch {epoch}; a smaller lr or "
+                "clip_norm=1.0 may help"
+            )
+        return {name: total / self.n_samples for name, total in pairs}
+
+    def of_all_processes(self, epoch: int, device: torch.device) -> dict[str, float]:
+        """Means over every process's samples; called by all of them."""
+        own = self.read(epoch)
+        if world().size == 1:
+            return own
+        sums = torch.tensor([*self.sums, self.n_samples], dtype=torch.float64, device=device)
+        *totals, n_samples = summed(sums).tolist()
+        return {name: total / n_samples for name, total in zip(self.names, totals, strict=True)}
+
+    def state(self) -> dict[str, Any]:
+        """Return what `restore` needs, once everything is read."""
+        return {"names": self.names, "sums": self.sums, "n_samples": self.n_samples}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state."""
+        self.names, self.sums = list(state["names"]), list(state["sums"])
+        self.n_samples, self.unread = state["n_samples"], None
+
+
+class Scalars:
+    """Writes the rows of a history for TensorBoard, from the first process.
+
+    Parameters
+    ----------
+    folder : path or None
+        None: nothing is written.
+
+    Raises
+    ------
+    ImportError
+        Without TensorBoard.
+    """
+
+    def __init__(self, folder: str | os.PathLike | None) -> None:
+        self.writer = None
+        if folder is not None and world().is_first:
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ModuleNotFoundError as error:
+                raise ImportError("log_dir= needs TensorBoard: geomkd[tensorboard]") from error
+            self.writer = SummaryWriter(os.fspath(folder))
+
+    def write(self, row: Mapping[str, float]) -> None:
+        """Write every number of a row at its epoch."""
+        if self.writer is not None:
+            for name, value in row.items():
+                if name != "epoch":
+                    self.writer.add_scalar(name, value, row["epoch"])
+            self.writer.flush()
+
+    def __enter__(self) -> Scalars:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.writer is not None:
+            self.writer.close()

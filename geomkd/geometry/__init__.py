@@ -1,0 +1,1 @@
+"""One layer's sample as numbers: exact products, its Gram matrix, neighbours, principal axes."""

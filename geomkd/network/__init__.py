@@ -1,0 +1,1 @@
+"""A model as it is: calling it, the layers that it offers, hooks, pooling."""

@@ -1,0 +1,1 @@
+"""A model's layers, their scores, a ranking with its uncertainty, a choice."""

@@ -1,0 +1,97 @@
+"""Reader: passes over the sample, and the features that they leave."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from geomkd.data.sample import Sample, to_device
+from geomkd.network.forward import Forward
+from geomkd.network.hooks import features_of
+from geomkd.network.layers import Layer
+from geomkd.network.pooling import pooled
+from geomkd.scoring.plan import Stored
+
+
+@dataclass
+class Reader:
+    """Forward passes over the sample, and what of the layers' features to keep of each.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        The model, in evaluation mode and on ``device``.
+    sample : Sample
+        What is read.
+    forward : callable, optional
+        Runs the model in place of a plain call.
+    pool : str
+        What is done to maps and tokens; see `geomkd.network.pooling.pooled`.
+    device : torch.device
+        Where batches are sent.
+    seen : callable
+        Told the number of samples of every batch.
+    """
+
+    model: nn.Module
+    sample: Sample
+    forward: Forward | None
+    pool: str
+    device: torch.device
+    seen: Callable[[int], Any] = lambda count: None
+
+    def stored(self, layer: Layer, example: Any) -> Stored:
+        """Tell how wide a layer's features are, of what type and where."""
+
+        def shape(name: str, tensor: Tensor) -> Tensor:
+            return self._pooled(layer, tensor)
+
+        x = features_of(self.model, example, [layer.name], forward=self.forward, take=shape)
+        x = x[layer.name]
+        return Stored(layer, x.shape[1], x.dtype, x.device)
+
+    def read(
+        self,
+        group: list[Stored],
+        batch_size: int,
+        of_class: int | None = None,
+        columns: slice = slice(None),
+    ) -> dict[str, Tensor]:
+        """Features of the group's layers, (n, d), or some columns of them."""
+        n = len(self.sample) if of_class is None else self.sample.entropy_size(of_class)
+        held = {
+            s.layer.name: torch.empty(n, len(range(s.dim)[columns]), dtype=s.dtype, device=s.device)
+            for s in group
+        }
+        layers = {s.layer.name: s for s in group}
+        row = 0
+
+        def keep(name: str, tensor: Tensor) -> int:
+            x = self._pooled(layers[name].layer, tensor)
+            if x.shape[1] != layers[name].dim or row + len(x) > n:
+                raise ValueError(
+                    f"layer {name!r}: expected {layers[name].dim} features of each of {n} samples "
+                    f"as in the first batch; got {tuple(tensor.shape)} at sample {row} "
+                    "(where only the number of tokens differs, pool='mean' helps)"
+                )
+            held[name][row : row + len(x)] = x[:, columns]
+            return len(x)
+
+        for batch in self.sample.batches(batch_size, of_class=of_class):
+            inputs = to_device(batch, self.device)
+            counts = features_of(self.model, inputs, held, forward=self.forward, take=keep)
+            row += next(iter(counts.values()))
+            self.seen(next(iter(counts.values())))
+        if row != n:
+            raise ValueError(f"the batches must hold the {n} samples asked for; got {row}")
+        return held
+
+    def _pooled(self, layer: Layer, tensor: Tensor) -> Tensor:
+        try:
+            return pooled(tensor.detach(), layer.kind, self.pool)
+        except ValueError as error:
+            raise ValueError(f"layer {layer.name!r}: {error}") from None

@@ -1,0 +1,156 @@
+"""How the layers of a model are read within a bound of memory."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from geomkd.data.sample import Sample
+from geomkd.geometry.gram import BLOCK
+from geomkd.geometry.precision import COLUMNS
+from geomkd.network.forward import Forward, call, first_tensor, modules_by_name
+from geomkd.network.hooks import watching
+from geomkd.network.layers import Layer
+
+KERNELS = 64_000_000  # bytes that the numeric libraries keep for themselves
+BATCH = 256  # samples of a forward pass, where memory allows
+UNITS = {"kb": 1e3, "mb": 1e6, "gb": 1e9, "kib": 2**10, "mib": 2**20, "gib": 2**30, "b": 1}
+
+
+class Stored(NamedTuple):
+    """A layer with the width, type and device in which its features are held."""
+
+    layer: Layer
+    dim: int
+    dtype: torch.dtype
+    device: torch.device
+
+    @property
+    def gram_dtype(self) -> torch.dtype:
+        """Type of the layer's Gram matrix."""
+        return torch.float64 if self.dtype is torch.float64 else torch.float32
+
+
+class Plan(NamedTuple):
+    """Groups of layers that are read in one pass; a group of one may be read in slices."""
+
+    groups: list[list[Stored]]
+    width: int  # features of a slice, for a layer that does not fit
+    batch_size: int
+    passes: int
+
+
+def parse_bytes(memory: str | int) -> int:
+    """Read "2GB", "512 MiB" or a number as bytes.
+
+    Examples
+    --------
+    >>> parse_bytes("1.5GB")
+    1500000000
+    """
+    if isinstance(memory, str):
+        text = memory.strip().lower()
+        unit = next((unit for unit in UNITS if text.endswith(unit)), "")
+        try:
+            value = float(text.removesuffix(unit)) * UNITS.get(unit, 1)
+        except ValueError:
+            value = -1
+    else:
+        value = memory if isinstance(memory, numbers.Real) else -1
+    if not 1 <= value < float("inf"):
+        raise ValueError(f"memory must be bytes or a text such as '2GB'; got {memory!r}")
+    return int(value)
+
+
+def plan_of(
+    stored: Sequence[Stored],
+    sample: Sample,
+    budget: int,
+    per_sample: int,
+    *,
+    halves: bool,
+    more: int = 0,
+) -> Plan:
+    """Greedy groups of layers in order of execution.
+
+    Parameters
+    ----------
+    stored : sequence of Stored
+        The layers.
+    sample : Sample
+        What they are read of.
+    budget : int
+        Bytes that everything may take together, inputs that the sample keeps included.
+    per_sample : int
+        Bytes of one sample's forward pass.
+    halves : bool
+        Whether half-samples are scored too.
+    more : int
+        Bytes that measures need beside knowledge quality.
+
+    Raises
+    ------
+    ValueError
+        A budget too small for one sample at a time and ``COLUMNS`` features of a layer; with the
+        least that works.
+    """
+    n, sizes = len(sample), sample.classes.sizes
+    entropy = [sample.entropy_size(a) or 0 for a in range(len(sizes))]
+    most = max(entropy)
+    item = max(s.gram_dtype.itemsize for s in stored)
+    fixed = sample.kept_bytes + more + KERNELS + item * n * n
+    fixed += COLUMNS * max(2 * item * n, (8 + 2 * item) * most)  # a slice, and its centred copy
+    square = max(*sizes, most) ** 2 if len(sizes) > 1 else 0  # unlabelled: no class spectra
+    fixed += 12 * 8 * BLOCK**2 + 6 * 8 * square + 4 * 8 * n * (len(sizes) + 2)
+    fixed += halves * (64 * 16 * n + 6 * 8_000_000)
+    squares = 8 * sum(m * m for m in entropy)  # of every layer in a group
+    column = max(n, most) * max(s.dtype.itemsize for s in stored)
+    least = fixed + squares + per_sample + column * min(COLUMNS, max(s.dim for s in stored))
+    if budget < least:
+        raise ValueError(
+            f"memory must be at least {math.ceil(least / 1e6)} MB for {n} samples of this model "
+            f"(fewer samples need less, more memory is faster); got {budget / 1e6:.4g} MB"
+        )
+    share = min((budget - fixed) // 4, budget - least + per_sample)
+    batch_size = int(max(1, min(BATCH, n, share // per_sample)))
+    room = budget - fixed - batch_size * per_sample
+    width = (room - squares) // column
+    groups: list[list[Stored]] = []
+    free = 0
+    for s in stored:
+        need = max(n, most) * s.dim * s.dtype.itemsize + squares
+        if not groups or need > free:
+            groups.append([])
+            free = room
+        groups[-1].append(s)
+        free -= need
+    passes = sum(-(-group[0].dim // width) if len(group) == 1 else 1 for group in groups)
+    return Plan(groups, width, batch_size, passes)
+
+
+def forward_bytes(model: nn.Module, example: Any, forward: Forward | None) -> int:
+    """Estimate the memory that one sample's forward pass takes at its widest place."""
+    widest, waiting = 0, []
+
+    def see(module: nn.Module, is_input: bool, number: int, value: Any) -> None:
+        nonlocal widest
+        try:
+            size = first_tensor(value).nbytes
+        except TypeError:
+            return
+        if is_input:
+            waiting.append(size)
+        else:
+            widest = max(widest, size + (waiting.pop() if waiting else 0))
+
+    modules = modules_by_name(model)
+    leaves = [module for module in modules.values() if not any(module.children())]
+    with watching(modules[""], leaves, see, lambda: None):
+        call(modules[""], example, forward)
+    # Twice: the input and output that a residual branch and the kernels' own layouts hold besides.
+    return max(1, 2 * widest // len(first_tensor(example)))

@@ -1,0 +1,450 @@
+"""score_layers: from a model and data to one row of scores a layer, within a bound of memory."""
+
+from __future__ import annotations
+
+import math
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from geomkd.common.checks import check_dataset_size, check_definition, check_int
+from geomkd.data.sample import Sample, can_be_read_again, to_device
+from geomkd.geometry.draws import Draws
+from geomkd.geometry.gram import ClassGram, Columns, column_slices, residual_gram
+from geomkd.geometry.subset_gram import SubsetGram
+from geomkd.measures.null import NULL_COLUMNS
+from geomkd.measures.quality import TERMS, quality_from, quality_null
+from geomkd.measures.quality_statistics import about_the_mean, spectrum_of, variance_floor
+from geomkd.network.forward import Forward, call, evaluating, first_tensor, on_device, unwrap
+from geomkd.network.layers import Layer, candidate_layers, describe_layers
+from geomkd.network.pooling import check_pool
+from geomkd.scoring.feature_reader import Reader
+from geomkd.scoring.layer_measures import LABEL_FREE, QUALITY, Toolbox, check_sweep, named
+from geomkd.scoring.layer_scores import LayerScores
+from geomkd.scoring.plan import BATCH, Stored, forward_bytes, parse_bytes, plan_of
+from geomkd.scoring.processes import Row, Share
+
+EXAMPLES = 2  # samples of the batch that tells the layers
+
+
+def score_layers(
+    model: nn.Module,
+    data: Any,
+    layers: Sequence[str] | None = None,
+    *,
+    measures: Sequence[str | Callable[[Tensor, Tensor], Any]] = ("knowledge_quality",),
+    samples: int = 5000,
+    entropy_per_class: int | None = None,
+    dataset_size: float | None = None,
+    pool: str = "flatten",
+    center: bool = True,
+    definition: str = "published",
+    labels: Any = None,
+    subsamples: int = 50,
+    sweep: Sequence[int] = (),
+    null: int = 0,
+    seed: int = 0,
+    device: torch.device | str | None = None,
+    memory: str | int = "2GB",
+    forward: Forward | None = None,
+    input_key: str | None = None,
+    label_key: str | None = None,
+    progress: bool = True,
+) -> LayerScores:
+    """Score the layers of a model by the knowledge that their features hold.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        The teacher; run in evaluation mode without gradients and left as it was.
+    data : pair of tensors, map-style Dataset, DataLoader, or iterable of batches
+        Images (or whatever the model takes) and labels. A batch is (inputs..., labels) or a
+        mapping. An iterable is read once and its sampled inputs are kept.
+    layers : sequence of str, optional
+        Names of modules; by default what `candidate_layers` lists.
+    measures : sequence of str and callable
+        "knowledge_quality", or what `geomkd.measures` has: two_nn, mle_dimension, knn_accuracy,
+        silhouette, nearest_class_mean, fisher_ratio, pca_dimension, participation_ratio,
+        spectral_entropy, effective_rank, power_law_alpha, isotropy, linear_probe, neural_collapse,
+        logme, h_score, gbc; "cka_to_last", `cka` with the head's input or else the last layer;
+        and functions of ((n, d) features, (n,) labels) that return a number, under their own names.
+    samples : int
+        Most samples in all, equally many of every class; fewer where a class has fewer.
+    entropy_per_class : int, optional
+        Samples of every class for the entropy alone, streamed class by class (500 in the paper's
+        analysis); by default the sample itself serves.
+    dataset_size : number, optional
+        N in the published efficiency; the length of the data by default.
+    pool : {"flatten", "mean", "max", "cls", "published"}
+        What is done to maps and tokens first; see `geomkd.network.pooling.pooled`.
+    center : bool
+        Whether pca_dimension, spectral_entropy, effective_rank and power_law_alpha are of the
+        features about their mean; all others are as their own pages say.
+    definition : {"published", "robust"}
+        Definition of knowledge quality.
+    labels : Tensor or ndarray, shape (N,), or {"predicted", "none"}, optional
+        Labels in place of the data's own; the model's own largest output for all of the data, read
+        once more for it (classes of a single sample are left out); or none, for measures that need
+        none. With any of these the data need have no labels: a tensor of inputs will do.
+    subsamples : int
+        Class-stratified half-samples behind rank sets and spreads; 0 turns them off.
+    sweep : sequence of int
+        Sizes of smaller samples, each within the next, whose scores are kept beside: whether the
+        order of the layers has settled. See `LayerScores.settling`.
+    null : int
+        Permutations of the labels that supervised measures are held against; adds the columns
+        ``<score>_null_mean``, ``<score>_null_95`` and ``<score>_excess``. Knowledge quality costs
+        as much again for each of them.
+    seed : int
+        Seeds the sample, the half-samples, splits and permutations.
+    device : torch.device, optional
+        Where to run; the model's own by default. The model is moved back afterwards.
+    memory : str or int
+        Bound of the growth of the process's memory, in bytes or as "2GB", "512MiB".
+    forward : callable, optional
+        ``forward(model, inputs)`` for models that are not simply called.
+    input_key, label_key : str, optional
+        Keys of inputs and labels in batches that are mappings ("labels" or "label", and everything
+        else, by default).
+    progress : bool
+        Show a bar.
+
+    Returns
+    -------
+    LayerScores
+        One row a layer. After Ctrl-C the layers that were done, marked partial.
+
+    Raises
+    ------
+    TypeError, ValueError
+        What is wrong with the model, data, labels or an option; a layer's features are not finite;
+        ``memory`` is too small (the message says what the least is).
+
+    Warns
+    -----
+    UserWarning
+        Feature rows of a layer that have no direction or equal another, once a layer with their
+        number.
+
+    Notes
+    -----
+    Layers are taken in groups that fit ``memory``, a forward pass each, ended after the group's
+    last layer. A layer that does not fit by itself is taken in slices of its features.
+
+    Neighbours and distances are those of the whole sample. Spectra, transfer scores, the probe,
+    neural_collapse and cka_to_last are of a subset of it, the same at most 1,000 samples of every
+    layer (``subset`` in the settings), whose Gram matrices stay with the scores; their half-samples
+    and smaller samples are drawn within it.
+
+    Under torchrun, or in a process group of the caller's, every process makes the same call, with
+    a model of the same weights. The layers are shared out, ``memory`` bounds each process, and all
+    return the scores of all layers: bit for bit those of one process with as many threads. What
+    one process raises, all raise.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from geomkd import score_layers
+    >>> _ = torch.manual_seed(0)
+    >>> model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU())
+    >>> x, y = torch.randn(60, 8), torch.arange(60) % 3
+    >>> scores = score_layers(model, (x, y), subsamples=0, progress=False)
+    >>> list(scores.to_frame()["layer"])
+    ['1', '2.input', '3']
+    """
+    wanted = named(measures)
+    check_definition(definition), check_pool(pool), unwrap(model)
+    seed = check_int(seed, "seed", least=0)
+    subsamples = check_int(subsamples, "subsamples", least=0)
+    null = check_int(null, "null", least=0)
+    if not isinstance(center, bool):
+        raise TypeError(f"center must be True or False; got {center!r}")
+    swept = not isinstance(sweep, Sequence) or len(sweep) > 0
+    if entropy_per_class is not None and (null or swept):
+        raise ValueError("entropy_per_class= has samples of its own: without null= and sweep=")
+    budget = parse_bytes(memory)
+    keys = {"input_key": input_key, "label_key": label_key}
+    with Share() as share, evaluating(model), on_device(model, device) as place:
+        known = _labels(labels, wanted, lambda: predicted(model, data, place, forward, **keys))
+        sample = Sample(
+            data, samples, seed=seed, entropy_per_class=entropy_per_class, **known, **keys
+        )
+        size = check_dataset_size(
+            max(sample.total, len(sample)) if dataset_size is None else dataset_size, len(sample)
+        )
+        toolbox = Toolbox(
+            wanted,
+            sample.classes.index,
+            sample.classes.sizes,
+            _given_labels(sample),
+            subsamples=subsamples,
+            seed=seed,
+            null=null,
+            sweep=check_sweep(sweep, len(sample), len(sample.classes.sizes)),
+            center=center,
+        )
+        share.settings = {
+            "model": type(unwrap(model)).__name__,
+            "measures": list(wanted),
+            "definition": definition,
+            "pool": pool,
+            "center": center,
+            "samples": len(sample),
+            "samples_per_class": [min(sample.classes.sizes), max(sample.classes.sizes)],
+            "classes": len(sample.classes.sizes),
+            "labels": labels if isinstance(labels, str) else "own" if labels is None else "given",
+            "subset": len(toolbox.rows),
+            "subset_classes": toolbox.index[toolbox.rows].tolist(),
+            "entropy_per_class": None if entropy_per_class is None else int(entropy_per_class),
+            "dataset_size": size,
+            "subsamples": subsamples,
+            "sweep": toolbox.sweep,
+            "null": null,
+            "seed": seed,
+        }
+        example = to_device(next(sample.batches(EXAMPLES)), place)
+        if layers is None:
+            chosen = candidate_layers(model, example, forward=forward)
+        else:
+            chosen = _described(model, layers, example, forward)
+        reader = Reader(model, sample, forward, pool, place)
+        stored = [reader.stored(layer, example) for layer in chosen]
+        per_sample = forward_bytes(model, example, forward)
+        more = toolbox.bytes(max(s.dim for s in stored), len(stored))
+        plan = plan_of(stored, sample, budget, per_sample, halves=subsamples > 0, more=more)
+        share.take(plan, sample)
+        _Job(reader, share, toolbox, size, definition).run(progress)
+    return LayerScores.of(share.rows, share.settings)
+
+
+def predicted(
+    model: nn.Module, data: Any, device: torch.device, forward: Forward | None, **keys: Any
+) -> Tensor:
+    """Classes of largest output for all of the data, (N,): a pass over it, model as it is."""
+    if not can_be_read_again(data):
+        raise ValueError('labels="predicted" needs data of known length; got an iterable')
+    every = Sample(data, sys.maxsize, seed=0, labelled=False, **keys)
+    found = []
+    for batch in every.batches(BATCH):
+        with torch.no_grad():
+            output = first_tensor(call(unwrap(model), to_device(batch, device), forward))
+        if output.ndim != 2 or output.shape[1] < 2:
+            raise ValueError(
+                f'labels="predicted" needs a model that gives (B, C) scores; got '
+                f"{tuple(output.shape)}"
+            )
+        found.append(output.argmax(dim=1).cpu())
+    return torch.cat(found)
+
+
+def _labels(labels: Any, wanted: dict, predict: Callable[[], Tensor]) -> dict[str, Any]:
+    """Turn ``labels=`` into options of the sample."""
+    if not isinstance(labels, str):
+        return {"labels": labels}
+    if labels == "predicted":
+        return {"labels": predict(), "lonely": False}
+    if labels != "none":
+        raise ValueError(f'labels must be an array, "predicted" or "none"; got {labels!r}')
+    needing = [name for name, own in wanted.items() if own is None and name not in LABEL_FREE]
+    if needing:
+        raise ValueError(f"these measures need labels: {needing}; without: {list(LABEL_FREE)}")
+    return {"labelled": False}
+
+
+def _given_labels(sample: Sample) -> Tensor:
+    return torch.tensor(sample.classes.names)[sample.classes.index]
+
+
+def _described(
+    model: nn.Module, names: Sequence[str], example: Any, forward: Forward | None
+) -> list[Layer]:
+    """Describe layers chosen by hand, in order of execution; role "head" after the head's input."""
+    names = names if isinstance(names, str) else list(names)
+    chosen = describe_layers(model, names, example, forward=forward)
+    if not chosen or len(set(names)) < len(names):
+        raise ValueError(f"layers must be names of layers, none of them twice; got {names}")
+    try:
+        offered = candidate_layers(model, example, forward=forward)
+    except ValueError:  # neither a block nor an activation tells where the head begins
+        offered = []
+    head = next((layer.order for layer in offered if layer.role == "head_input"), float("inf"))
+    return [
+        replace(layer, role="head") if layer.role == "named" and layer.order > head else layer
+        for layer in sorted(chosen, key=lambda layer: layer.order)
+    ]
+
+
+@dataclass
+class _Job:
+    """One process's run over its groups of layers."""
+
+    reader: Reader
+    share: Share
+    toolbox: Toolbox
+    dataset_size: float
+    definition: str
+
+    def run(self, progress: bool) -> None:
+        """Add the rows of the layers to the share's, one after the other."""
+        sample, plan = self.reader.sample, self.share.plan
+        entropy = sum(sample.entropy_size(a) or 0 for a in range(len(sample.classes.sizes)))
+        total = plan.passes * (len(sample) + entropy)
+        hidden = not (progress and self.share.world.is_first)
+        with tqdm(total=total, unit=" samples", disable=hidden, leave=False) as bar:
+            self.reader.seen = bar.update
+            for group in plan.groups:
+                bar.set_description(group[0].layer.name)
+                squares = self._entropy_grams(group)
+                for stored, *features in self._columns(group):
+                    row = self._row(stored, *features, squares[stored.layer.name])
+                    self.share.rows.append(row)
+                    del features  # they hold the layer's
+
+    def _row(
+        self,
+        stored: Stored,
+        columns: Columns,
+        scale: float,
+        features: Tensor | None,
+        squares: list[Tensor],
+    ) -> Row:
+        toolbox = self.toolbox.to(stored.device)
+        classes = self.reader.sample.classes._replace(index=toolbox.index)
+        subset = SubsetGram(toolbox.rows, scale)
+        try:
+            gram = ClassGram.from_columns(
+                subset.watching(columns), classes, stored.gram_dtype, scale
+            )
+            with told_of(stored.layer.name):
+                return self._scores(stored, gram, subset, features, squares)
+        except (TypeError, ValueError) as error:
+            kind = TypeError if isinstance(error, TypeError) else ValueError
+            raise kind(f"layer {stored.layer.name!r}: {error}") from error
+
+    def _entropy_grams(self, group: list[Stored]) -> dict[str, list[Tensor]]:
+        """Gram matrix of every class's larger sample, where one was asked for."""
+        squares: dict[str, list[Tensor]] = {s.layer.name: [] for s in group}
+        for a in range(len(self.reader.sample.classes.sizes)):
+            m = self.reader.sample.entropy_size(a)
+            if m is not None:
+                for s, columns, scale, _ in self._columns(group, a):
+                    square = residual_gram(columns, m, s.gram_dtype, s.device)
+                    squares[s.layer.name].append(square.div_(scale**2))
+                    del columns
+        return squares
+
+    def _columns(
+        self, group: list[Stored], a: int | None = None
+    ) -> Iterator[tuple[Stored, Columns, float, Tensor | None]]:
+        """Yield each layer, its features by columns, their scale, and themselves if at hand."""
+        if group[0].layer.name in self.share.sliced:  # alone in its group
+            yield group[0], lambda: self._sliced(group[0], a), 1.0, None
+            return
+        held = self.reader.read(group, self.share.plan.batch_size, a)
+        for s in group:
+            features = held.pop(s.layer.name)
+            scale = _scale_of(features)
+            yield s, partial(column_slices, features, scale), scale, features
+
+    def _sliced(self, s: Stored, a: int | None) -> Iterator[Tensor]:
+        plan = self.share.plan
+        for start in range(0, s.dim, plan.width):
+            part = slice(start, start + plan.width)
+            held = self.reader.read([s], plan.batch_size, a, part)
+            yield from column_slices(held.pop(s.layer.name))
+
+    def _scores(
+        self,
+        stored: Stored,
+        gram: ClassGram,
+        subset: SubsetGram,
+        features: Tensor | None,
+        squares: list[Tensor],
+    ) -> Row:
+        toolbox, columns = self.toolbox.to(stored.device), {}
+        row, draws, sweep = {}, {}, {}
+        if QUALITY in toolbox.measures:
+            row, columns = self._quality(gram, toolbox, squares)
+        if set(toolbox.measures) - {QUALITY}:
+            columns = columns | toolbox.values(gram, subset, features)
+        split = [1, len(toolbox.member.T) - 1 - len(toolbox.sweep), len(toolbox.sweep)]
+        for name, values in columns.items():
+            own, halves, smaller = values.split(split)
+            row[name] = own.item()
+            draws[name], sweep[name] = halves.tolist(), smaller.tolist()
+        if toolbox.null:
+            nulls = toolbox.nulls(gram, subset)
+            if QUALITY in toolbox.measures:
+                of = (self.dataset_size, self.definition, toolbox.null, toolbox.seed)
+                nulls = quality_null(gram, columns, *of) | nulls
+            for name, held in nulls.items():
+                row |= {f"{name}_{key}": getattr(held, key).item() for key in NULL_COLUMNS}
+        return Row(stored, row, draws, sweep, subset.packed())
+
+    def _quality(
+        self, gram: ClassGram, toolbox: Toolbox, squares: list[Tensor]
+    ) -> tuple[dict[str, float], dict[str, Tensor]]:
+        """Intermediates of the sample, and the four scores of all draws."""
+        count, what = int(gram.zero_rows.sum()), "are zero"
+        if self.definition == "robust":
+            about = about_the_mean(gram, toolbox.whole)
+            count, what = int((about.inverse_norm == 0).sum()), "equal the mean of all rows"
+        if count:
+            warnings.warn(
+                f"{count} of {gram.n} feature rows {what}: their cosines are taken as 0",
+                stacklevel=1,
+            )
+        sizes = [len(square) for square in squares]
+
+        def values(draws: Draws) -> dict[str, Tensor]:
+            of_entropy = draws
+            if squares:
+                everything = Draws.all_of(sizes, gram.device)
+                halves = (sizes, toolbox.subsamples, toolbox.seed, gram.device)
+                of_entropy = everything if draws.whole else Draws.halves(*halves)
+            spectra = [
+                # The larger samples' Gram matrices are not scaled.
+                spectrum_of(
+                    square,
+                    of_entropy,
+                    a,
+                    gram.dim,
+                    variance_floor(gram, a) / gram.scale**2,
+                    gram.dtype,
+                )
+                for a, square in enumerate(squares)
+            ]
+            size, definition = self.dataset_size, self.definition
+            return quality_from(gram, draws, size, definition, spectra=spectra or None)
+
+        parts = [values(draws) for draws in toolbox.draws]
+        row = {name: value.item() for name, value in parts[0].items()}
+        return row, {name: torch.cat([part[name] for part in parts]) for name in TERMS}
+
+
+@contextmanager
+def told_of(layer: str) -> Iterator[None]:
+    """Name the layer in every warning, and give it to the caller of `score_layers`."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield
+    for warning in caught:
+        warnings.warn(f"layer {layer!r}: {warning.message}", warning.category, stacklevel=6)
+
+
+def _scale_of(features: Tensor) -> float:
+    """Power of two that brings features whose squares would leave float32 near 1; else 1."""
+    low, high = torch.aminmax(features)
+    top = max(-float(low), float(high))
+    if not 0 < top < math.inf or 2.0**-20 < top < 2.0**20:
+        return 1.0
+    return 2.0 ** -max(-120, min(120, math.frexp(top)[1]))

@@ -1,0 +1,315 @@
+"""similarity_matrix: how alike the layers of two models, or of one, see the same samples."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from geomkd.common.checks import as_features, check_finite, check_int
+from geomkd.data.sample import Sample, to_device
+from geomkd.geometry.precision import exact_arithmetic
+from geomkd.geometry.principal import principal
+from geomkd.measures.similarity import (
+    Triangle,
+    procrustes_from,
+    products_of,
+    scale_of,
+    triangle_of,
+    triangle_products,
+)
+from geomkd.network.forward import Forward, evaluating, on_device, unwrap
+from geomkd.network.hooks import features_of
+from geomkd.network.layers import candidate_layers, describe_layers
+from geomkd.network.pooling import check_pool, pooled
+from geomkd.scoring.score_layers import EXAMPLES
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+MEASURES = ("cka", "procrustes")
+FEWEST = 4  # samples that the unbiased HSIC needs
+
+Features = Mapping[str, Any]
+
+
+def similarity_matrix(
+    a: nn.Module | Features,
+    b: nn.Module | Features | None = None,
+    data: Any = None,
+    *,
+    layers_a: Sequence[str] | None = None,
+    layers_b: Sequence[str] | None = None,
+    measure: str = "cka",
+    batch_size: int = 256,
+    samples: int = 5000,
+    seed: int = 0,
+    pool: str = "flatten",
+    device: torch.device | str | None = None,
+    forward: Forward | None = None,
+    input_key: str | None = None,
+    label_key: str | None = None,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """Compare every layer of one model with every layer of another on the same samples.
+
+    Parameters
+    ----------
+    a, b : torch.nn.Module, or mapping of str to Tensor or ndarray, shape (n, ...)
+        Two models, run in evaluation mode and left as they were, or features by layer's name of
+        the same n samples in the same order. Without ``b``, ``a`` is compared with itself.
+    data : pair of tensors, map-style Dataset, DataLoader, or iterable of batches
+        What models are run on, as in `score_layers`; labels only balance the sample.
+    layers_a, layers_b : sequence of str, optional
+        Layers to compare, in this order; by default what `candidate_layers` lists, or all of a
+        mapping. Without ``b``, ``layers_b`` is ``layers_a`` unless given.
+    measure : {"cka", "procrustes"}
+        Debiased CKA, or Procrustes distance (0 for equal layers); this for mappings alone.
+    batch_size : int
+        Most samples of a batch, at least 4; of models only.
+    samples : int
+        Most samples in all, equally many of every class; of models only.
+    seed : int
+        Seeds the sample and its order.
+    pool : {"flatten", "mean", "max", "cls", "published"}
+        What is done to maps and tokens first, of models only; see `geomkd.network.pooling.pooled`.
+    device : torch.device, optional
+        Where to run the models; by default each where it is.
+    forward : callable, optional
+        ``forward(model, inputs)`` for models that are not simply called; for both.
+    input_key, label_key : str, optional
+        Keys of inputs and labels in batches that are mappings.
+    progress : bool
+        Show a bar.
+
+    Returns
+    -------
+    DataFrame
+        Rows the layers of ``a``, columns those of ``b``. ``attrs`` tells how it was made: measure,
+        n (samples used), batch_size (of each batch), pool, seed.
+
+    Raises
+    ------
+    TypeError, ValueError
+        A model against a mapping, models without data, mappings with it; what is wrong with
+        layers, data, features or an option.
+
+    Notes
+    -----
+    Mappings: ``cka`` or ``procrustes_distance`` of all n samples.
+
+    Models: one pass of both over a shuffled sample; of a batch, only the Gram matrix of each layer
+    is kept. CKA is the ratio of the averages over batches of the unbiased HSIC (Nguyen et al.). The
+    sample is split into the fewest batches not above ``batch_size``, all of one size; what remains,
+    fewer samples than there are batches, is left out. **The value depends on** ``batch_size``: the
+    averages estimate the same HSIC whatever it is, but the fewer pairs of samples meet in a batch
+    the more they scatter. With one batch of all samples it is ``cka`` of the whole.
+
+    References
+    ----------
+    Nguyen, Raghu, Kornblith, Do wide and deep networks learn the same things?, ICLR 2021.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from geomkd.scoring.similarity_matrix import similarity_matrix
+    >>> _ = torch.manual_seed(0)
+    >>> model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU())
+    >>> x, y = torch.randn(60, 8), torch.arange(60) % 3
+    >>> frame = similarity_matrix(model, None, (x, y), batch_size=30, progress=False)
+    >>> frame.shape, frame.attrs["n"], bool(frame.loc["1", "1"].round(6) == 1)
+    ((3, 3), 60, True)
+    """
+    if measure not in MEASURES:
+        raise ValueError(f"measure must be one of {MEASURES}; got {measure!r}")
+    check_pool(pool)
+    batch_size = check_int(batch_size, "batch_size", least=FEWEST)
+    seed = check_int(seed, "seed", least=0)
+    if b is None:
+        b, layers_b = a, layers_a if layers_b is None else layers_b
+    kinds = [_kind(model, name) for model, name in ((a, "a"), (b, "b"))]
+    if kinds[0] != kinds[1]:
+        raise TypeError(f"a and b must both be models or both mappings; got {' and '.join(kinds)}")
+    made = {"measure": measure, "seed": seed, "pool": pool}
+    if kinds[0] == "mapping":
+        if data is not None or pool != "flatten":
+            raise ValueError("mappings hold features: data= and pool= are for models")
+        return _of_mappings(a, b, layers_a, layers_b, made)
+    if data is None:
+        raise ValueError("models need data= to be run on")
+    if measure != "cka":
+        raise ValueError(
+            f"measure={measure!r} needs whole features: give mappings of layer name to features; "
+            "models are compared batch by batch, which only 'cka' can be"
+        )
+    sample = Sample(data, samples, seed=seed, input_key=input_key, label_key=label_key)
+    with ExitStack() as stack:
+        sides = []
+        for model, layers in ((a, layers_a), (b, layers_b)):
+            stack.enter_context(evaluating(model))
+            place = stack.enter_context(on_device(model, device))
+            example = to_device(next(sample.batches(EXAMPLES)), place)
+            kinds_of = _chosen(model, layers, example, forward)
+            sides.append(_Side(model, kinds_of, place, pool, forward))
+        return _streamed(*sides, sample, batch_size, progress, made)
+
+
+def _kind(value: Any, name: str) -> str:
+    if isinstance(value, Mapping):
+        return "mapping"
+    if isinstance(value, nn.Module):
+        return "model"
+    raise TypeError(
+        f"{name} must be a torch.nn.Module or a mapping of layer names to features; "
+        f"got {type(value).__name__}"
+    )
+
+
+def _frame(values: Tensor, rows: Sequence[str], columns: Sequence[str], made: dict) -> pd.DataFrame:
+    import pandas as pd
+
+    frame = pd.DataFrame(values.cpu().numpy(), index=list(rows), columns=list(columns))
+    frame.attrs.update(made)
+    return frame
+
+
+def _checked_names(names: Sequence[str], of: str) -> list[str]:
+    names = names if isinstance(names, str) else list(names)
+    if isinstance(names, str) or not names or len(set(names)) < len(names):
+        raise ValueError(f"layers_{of} must be names of layers, none of them twice; got {names!r}")
+    return names
+
+
+# ---- features that are there ---------------------------------------------------------------------
+
+
+def _of_mappings(
+    a: Features, b: Features, layers_a: Any, layers_b: Any, made: dict
+) -> pd.DataFrame:
+    left = _features(a, layers_a, "a")
+    same = b is a and (layers_b is None or list(layers_b) == list(left))
+    right = left if same else _features(b, layers_b, "b")
+    both = [*left.values(), *right.values()]
+    sizes, places = {len(x) for x in both}, {x.device for x in both}
+    least = FEWEST if made["measure"] == "cka" else 2
+    if len(sizes) > 1 or min(sizes) < least:
+        raise ValueError(
+            f"all layers must hold the same n >= {least} samples; got n = {sorted(sizes)}"
+        )
+    if len(places) > 1:
+        raise ValueError(f"all layers must be on one device; got {sorted(map(str, places))}")
+    with exact_arithmetic(both[0].device):
+        xs = list(left.values())
+        ys = xs if same else list(right.values())
+        values = _distances(xs, ys) if made["measure"] == "procrustes" else None
+        values = products_of(xs, ys, True).ratio() if values is None else values
+    return _frame(values, left, right, {**made, "n": len(xs[0]), "batch_size": len(xs[0])})
+
+
+def _features(features: Features, layers: Any, of: str) -> dict[str, Tensor]:
+    names = _checked_names(features if layers is None else layers, of)
+    missing = [name for name in names if name not in features]
+    if missing:
+        raise ValueError(f"{of} has no layers {missing}; it has {list(features)}")
+    held = {}
+    for name in names:
+        held[name] = as_features(features[name], f"{of}[{name!r}]")
+        check_finite(held[name], f"{of}[{name!r}]")
+    return held
+
+
+def _distances(xs: list[Tensor], ys: list[Tensor]) -> Tensor:
+    left = [principal(x) for x in xs]
+    right = left if ys is xs else [principal(y) for y in ys]
+    return torch.stack([torch.stack([procrustes_from(p, q) for q in right]) for p in left])
+
+
+# ---- features that are streamed ------------------------------------------------------------------
+
+
+def _chosen(model: nn.Module, names: Any, example: Any, forward: Forward | None) -> dict[str, str]:
+    """Names of the layers and their kinds."""
+    if names is None:
+        layers = candidate_layers(model, example, forward=forward)
+    else:
+        names = names if isinstance(names, str) else list(names)
+        layers = describe_layers(model, names, example, forward=forward)
+        if not layers or len(set(names)) < len(layers):
+            raise ValueError(f"layers must be names of layers, none of them twice; got {names}")
+    return {layer.name: layer.kind for layer in layers}
+
+
+@dataclass
+class _Side:
+    """One of the models, and what it needs to turn a batch into Gram matrices."""
+
+    model: nn.Module
+    kinds: dict[str, str]
+    device: torch.device
+    pool: str
+    forward: Forward | None
+    scales: dict[str, tuple[Tensor, int]] = field(default_factory=dict)
+
+    def grams(self, batch: Any, names: Sequence[str], size: int) -> dict[str, Triangle]:
+        """Triangles of the Gram matrices of some layers, each made as soon as the layer has run."""
+
+        def take(name: str, tensor: Tensor) -> Triangle:
+            try:
+                x = as_features(pooled(tensor.detach(), self.kinds[name], self.pool))
+                check_finite(x)
+            except ValueError as error:
+                raise ValueError(f"layer {name!r}: {error}") from None
+            with exact_arithmetic(x.device):
+                # One scale for all batches, as their products are added.
+                scale, dim = self.scales.setdefault(name, (scale_of(x), x.shape[1]))
+                if tuple(x.shape) != (size, dim):
+                    raise ValueError(
+                        f"layer {name!r}: expected features of {size} samples, {dim} each as in "
+                        f"the first batch; got {tuple(tensor.shape)} (inputs of one shape are "
+                        "needed; where only the number of tokens differs, pool='mean' helps)"
+                    )
+                return triangle_of(x, scale)
+
+        inputs = to_device(batch, self.device)
+        return features_of(self.model, inputs, names, forward=self.forward, take=take)
+
+
+def _streamed(
+    a: _Side, b: _Side, sample: Sample, batch_size: int, progress: bool, made: dict
+) -> pd.DataFrame:
+    """CKA from the products of Gram matrices, summed over batches of one size."""
+    n = len(sample)
+    count = min(math.ceil(n / batch_size), n // FEWEST)
+    size = n // count
+    # The sample is in the order of the data, often by class; a batch has to be a sample of all.
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(made["seed"]))
+    sample = sample.taken(order[: count * size])
+    rows, columns = list(a.kinds), list(b.kinds)
+    one_model = unwrap(a.model) is unwrap(b.model)  # is run once, for the layers of both
+    if one_model:
+        a.kinds = b.kinds = {**b.kinds, **a.kinds}
+    total = None
+    with tqdm(total=count * size, unit=" samples", disable=not progress, leave=False) as bar:
+        for batch in sample.batches(size):
+            of_a = a.grams(batch, list(a.kinds), size)
+            of_b = of_a if one_model else b.grams(batch, columns, size)
+            xs = [of_a[name] for name in rows]
+            ys = xs if one_model and rows == columns else [of_b[name] for name in columns]
+            with exact_arithmetic(a.device):
+                found = triangle_products(xs, ys if ys is xs else [_to(xs[0], t) for t in ys])
+            total = found if total is None else total.plus(found)
+            bar.update(size)
+    return _frame(total.ratio(), rows, columns, {**made, "n": count * size, "batch_size": size})
+
+
+def _to(other: Triangle, t: Triangle) -> Triangle:
+    """Move a triangle to the device of another."""
+    place = other.sq.device
+    return Triangle([rows.to(place) for rows in t.rows], t.sq.to(place), t.floor.to(place))
