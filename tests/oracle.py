@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-CASES = json.loads((Path(__file__).parent / "data" / "knowledge_quality.json").read_text())
+CASES = json.loads((Path(__file__).parent / "files" / "knowledge_quality.json").read_text())
 DEFINITIONS = ("published", "robust")
 
 

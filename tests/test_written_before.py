@@ -1,6 +1,6 @@
 """Files of an earlier state of the code: scores load, a run goes on, a cache is read again.
 
-``tests/data/written`` was made before the package had folders, by the calls below.
+``tests/files/written`` was made before the package had folders, by the calls below.
 """
 
 import shutil
@@ -14,7 +14,7 @@ from torch import nn
 
 from geomkd import LayerScores, distill
 
-WRITTEN = Path(__file__).parent / "data" / "written"
+WRITTEN = Path(__file__).parent / "files" / "written"
 
 
 def network(width, step):

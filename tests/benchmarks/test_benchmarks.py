@@ -1,11 +1,7 @@
 import json
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks import distill_speed, distillation, parity, speed
 from benchmarks.peers import compare

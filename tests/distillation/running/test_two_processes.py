@@ -9,7 +9,7 @@ import pytest
 import torch
 from two_processes import run
 
-SCRIPT = Path(__file__).parent / "two_processes.py"
+SCRIPT = Path(__file__).parents[2] / "two_processes.py"
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 FLOAT64 = ["float64", "objective:ce", "objective:kd_standardized", "objective:feature_kd"]
 FLOAT32 = ["float32", "everything", "cached", "checkpoints", "idle", "pca"]

@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy.stats import kendalltau
 from small import mlp
-from test_scores import legend_of, made
+from test_layer_scores import legend_of, made
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import torch
+from alike import hsic, pair, plain_cka
 from small import images, mlp, mobilenet, resnet, resnet2, same, state, vit
-from test_similarity import hsic, pair, plain_cka
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 

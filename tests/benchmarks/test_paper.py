@@ -22,8 +22,6 @@ from PIL import Image
 from torchvision import datasets
 from torchvision import models as published
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
 from benchmarks.paper import estimate as estimates
 from benchmarks.paper.__main__ import main
 from benchmarks.paper.augment import augment_crop_flip
@@ -42,7 +40,7 @@ from benchmarks.paper.run import Teacher, accuracy_on, measured, train_student
 from geomkd import DistillationResult, candidate_layers
 from geomkd.distillation.running.fingerprints import weights_fingerprint
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 LAYERS = {"vgg19_bn": 19, "vgg11_bn": 11, "resnet34": 18, "resnet9": 6, "mobilenet_v2": 20}
 LAYERS |= {"vit_b": 13, "vit_et": 9}  # the counts of arXiv 2511.14981
 

@@ -7,13 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
 from benchmarks.peers import environments
 from benchmarks.peers.environments import INSTALLED, PEERS, environment, python_of
 from benchmarks.peers.run import MEASURES, run_peer
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SCRIPTS = [ROOT / "benchmarks" / "peers" / f"peer_{name}.py" for name in PEERS]
 
 

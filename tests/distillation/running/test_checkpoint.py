@@ -16,7 +16,7 @@ from small import same, state
 
 from geomkd.distillation.running.checkpoint import Checkpoints
 
-SCRIPT = Path(__file__).parent / "killed.py"
+SCRIPT = Path(__file__).parents[2] / "killed.py"
 STEPS = 4 * 10
 
 
