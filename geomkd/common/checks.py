@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numbers
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -137,22 +138,19 @@ def check_finite(features: Tensor, name: str = "features") -> None:
 
 def check_definition(definition: str) -> str:
     """One of the definitions of knowledge quality."""
-    if definition not in DEFINITIONS:
-        raise ValueError(f"definition must be one of {DEFINITIONS}; got {definition!r}")
-    return definition
+    return check_choice(definition, "definition", DEFINITIONS)
 
 
 def check_dataset_size(dataset_size: Any, n: int) -> float:
     """Size of the data set that n samples were drawn from; n where it is not given."""
     if dataset_size is None:
         return float(n)
-    if isinstance(dataset_size, bool) or not isinstance(dataset_size, numbers.Real):
-        raise TypeError(f"dataset_size must be a number; got {type(dataset_size).__name__}")
-    if not n <= float(dataset_size) < float("inf"):
+    size = check_number(dataset_size, "dataset_size")
+    if not n <= size < float("inf"):
         raise ValueError(
             f"dataset_size must be at least the number of samples, n = {n}; got {dataset_size}"
         )
-    return float(dataset_size)
+    return size
 
 
 def check_int(value: Any, name: str, least: int) -> int:
@@ -162,6 +160,53 @@ def check_int(value: Any, name: str, least: int) -> int:
     if value < least:
         raise ValueError(f"{name} must be at least {least}; got {value}")
     return int(value)
+
+
+def check_number(
+    value: Any,
+    name: str,
+    *,
+    least: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+    most: float | None = None,
+) -> float:
+    """Check that a real number lies in a range; a range without an upper end means finite.
+
+    Examples
+    --------
+    >>> check_number(2, "test_share", above=0, below=1)
+    Traceback (most recent call last):
+    ValueError: test_share must be between 0 and 1; got 2
+    """
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name} must be a number; got {type(value).__name__} {value!r}")
+    bounds = (least, above, below, most)
+    if bounds == (None,) * 4:
+        return float(value)
+    fits = (
+        (least is None or value >= least)
+        and (above is None or value > above)
+        and (below is None or value < below)
+        and (value <= most if most is not None else value < float("inf"))
+    )
+    if not fits:
+        low = f"at least {least}" if above is None else f"above {above}"
+        if above is not None and below is not None:
+            words = f"between {above} and {below}"
+        elif below is not None or most is not None:
+            words = f"{low} and {f'at most {most}' if below is None else f'below {below}'}"
+        else:
+            words = f"finite and {low}"
+        raise ValueError(f"{name} must be {words}; got {value}")
+    return float(value)
+
+
+def check_choice(value: Any, name: str, choices: Collection[Any]) -> Any:
+    """Check that a value is one of some choices."""
+    if not any(value is choice or value == choice for choice in choices):
+        raise ValueError(f"{name} must be one of {tuple(choices)}; got {value!r}")
+    return value
 
 
 def _dtype(x: Tensor) -> str:

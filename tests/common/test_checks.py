@@ -11,9 +11,11 @@ from geomkd import efficiency, information, knowledge_quality, separation
 from geomkd.common.checks import (
     as_classes,
     as_labels,
+    check_choice,
     check_dataset_size,
     check_definition,
     check_int,
+    check_number,
 )
 
 X, Y = (torch.from_numpy(t) for t in clusters(12, 4, 3))
@@ -202,9 +204,9 @@ def test_definition(function):
             ValueError,
             "dataset_size must be at least the number of samples, n = 12; got inf",
         ),
-        ("100", TypeError, "dataset_size must be a number; got str"),
-        (True, TypeError, "dataset_size must be a number; got bool"),
-        (torch.tensor(100), TypeError, "dataset_size must be a number; got Tensor"),
+        ("100", TypeError, "dataset_size must be a number; got str '100'"),
+        (True, TypeError, "dataset_size must be a number; got bool True"),
+        (torch.tensor(100), TypeError, "dataset_size must be a number; got Tensor tensor(100)"),
     ],
 )
 def test_dataset_size(size, kind, message, function):
@@ -292,3 +294,35 @@ def test_forms_of_features(features):
     assert values_of(knowledge_quality(features, Y)) == pytest.approx(
         values_of(knowledge_quality(X, Y)), rel=1e-6
     )
+
+
+# ---- numbers and choices -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("value", "bounds", "words"),
+    [
+        (0, {"above": 0}, "finite and above 0"),
+        (float("inf"), {"above": 0}, "finite and above 0"),
+        (-0.5, {"least": 0}, "finite and at least 0"),
+        (1, {"above": 0, "below": 1}, "between 0 and 1"),
+        (1, {"least": 0, "below": 1}, "at least 0 and below 1"),
+        (1.1, {"above": 0, "most": 1}, "above 0 and at most 1"),
+        (float("nan"), {"least": 0}, "finite and at least 0"),
+        (float("nan"), {"least": 0, "most": 1}, "at least 0 and at most 1"),
+    ],
+)
+def test_number_out_of_its_range(value, bounds, words):
+    with pytest.raises(ValueError, match=rf"^x must be {words}; got {value}$"):
+        check_number(value, "x", **bounds)
+
+
+@pytest.mark.parametrize("bounds", [{"least": 0.5}, {"most": 0.5}, {"above": 0, "below": 1}, {}])
+def test_number_in_its_range(bounds):
+    assert check_number(np.float32(0.5), "x", **bounds) == 0.5
+
+
+def test_choice():
+    assert check_choice(None, "kind", (None, "a")) is None
+    with pytest.raises(ValueError, match=r"^kind must be one of \('a', 'b'\); got 'c'$"):
+        check_choice("c", "kind", {"a": 1, "b": 2})
