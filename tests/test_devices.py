@@ -12,7 +12,7 @@ from geomkd import efficiency, information, knowledge_quality, measures, separat
 from geomkd.common.checks import Classes
 from geomkd.geometry.draws import Draws
 from geomkd.geometry.gram import ClassGram, column_slices, residual_gram
-from geomkd.geometry.neighbours import Rows, keep_nearest, smallest
+from geomkd.geometry.neighbours import Neighbours, Rows, keep_nearest, smallest
 from geomkd.geometry.precision import exact_arithmetic
 from geomkd.geometry.principal import Principal
 from geomkd.geometry.row_blocks import (
@@ -31,7 +31,7 @@ from geomkd.measures import (
     spectrum,
     transfer,
 )
-from geomkd.measures import quality_statistics as statistics
+from geomkd.measures.quality_statistics import STATISTICS, spectra_of_larger
 
 SIZES = [700, 300, 2]  # three blocks
 both = pytest.mark.parametrize("definition", DEFINITIONS)
@@ -106,7 +106,7 @@ def test_quality(elsewhere, dtype, kind, definition):
     gram = fake_gram(elsewhere, dtype)
     draws = fake_draws(kind, elsewhere)
     nearest = torch.empty(gram.n, len(draws.of_class[0]), dtype=torch.float64, device=elsewhere)
-    parts = quality.quality_from(gram, draws, 5000.0, definition, nearest=nearest)
+    parts = quality.quality_from(STATISTICS[definition](gram, draws, nearest=nearest), 5000.0)
     assert {part.device for part in parts.values()} == {elsewhere}
     assert {part.shape for part in parts.values()} == {nearest[0].shape}
     assert {part.dtype for part in parts.values()} == {torch.float64}
@@ -117,24 +117,11 @@ def test_quality(elsewhere, dtype, kind, definition):
 def test_spectra_of_other_samples(elsewhere, kind, definition):
     gram = fake_gram(elsewhere)
     draws = fake_draws(kind, elsewhere)
-    larger = [900, 500, 40]
-    of_entropy = (
-        Draws.all_of(larger, elsewhere)
-        if kind == "whole"
-        else Draws.halves(larger, 3, 0, elsewhere)
-    )
-    spectra = [
-        statistics.spectrum_of(
-            torch.empty(m, m, dtype=torch.float64, device=elsewhere),
-            of_entropy,
-            a,
-            gram.dim,
-            statistics.variance_floor(gram, a),
-        )
-        for a, m in enumerate(larger)
-    ]
+    squares = [torch.empty(m, m, dtype=torch.float64, device=elsewhere) for m in (900, 500, 40)]
+    spectra = spectra_of_larger(gram, squares, draws, seed=0)
     nearest = torch.empty(gram.n, len(draws.of_class[0]), dtype=torch.float64, device=elsewhere)
-    parts = quality.quality_from(gram, draws, 5000.0, definition, nearest=nearest, spectra=spectra)
+    given = {"nearest": nearest, "spectra": spectra}
+    parts = quality.quality_from(STATISTICS[definition](gram, draws, **given), 5000.0)
     assert {part.device for part in parts.values()} == {elsewhere}
 
 
@@ -206,12 +193,12 @@ def test_separability(elsewhere, kind):
         silhouettes = separability.Silhouettes(own, member, 3, sums)
         means = separability.NearestMeans(gram, draws.member, draws.member)
         walk(gram, [silhouettes, means], sums=3 * queries)
-        results = [silhouettes.means(), means.accuracies()]
-        same_device([*results, separability.fisher_ratio_from(gram, draws)], elsewhere)
+        results = [silhouettes.found(), means.found()]
+        same_device([*results, collapse.fisher_ratio_from(gram, draws)], elsewhere)
         assert {t.shape for t in results} == {(queries,)}
-    near = torch.empty(gram.n, 20, dtype=torch.int64, device=elsewhere)
-    hits = separability.knn_hits(near, near > 0, gram.class_of, 3, 15)
-    assert (hits.device, hits.dtype, hits.shape) == (elsewhere, torch.bool, (gram.n,))
+    at = torch.empty(gram.n, 20, dtype=torch.int64, device=elsewhere)
+    near = Neighbours(at.double(), at)
+    same_device([separability.drawn_knn_accuracy(gram, near, draws.member)], elsewhere)
 
 
 def test_scores_of_labels(elsewhere):
@@ -220,7 +207,7 @@ def test_scores_of_labels(elsewhere):
     index = gram.class_of.clone()
     scores = [
         separability.silhouette_score(gram),
-        separability.fisher_score(gram),
+        collapse.fisher_score(gram),
         separability.nearest_mean_score(gram, 0.3, 0),
     ]
     same_device([score(index) for score in scores], elsewhere)

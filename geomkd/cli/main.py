@@ -14,8 +14,8 @@ from geomkd.cli.processes import ERRORS, is_first_to_fail
 from geomkd.common.distributed import world
 from geomkd.common.results_folder import machine, new_folder, write_frame, write_json, write_picture
 from geomkd.measures.quality import TERMS
+from geomkd.measures.table import QUALITY, columns_of, named
 from geomkd.quickstart import quickstart, sqrt_si
-from geomkd.scoring.layer_measures import QUALITY, columns_of, named
 from geomkd.scoring.layer_scores import LayerScores
 from geomkd.scoring.score_layers import score_layers
 

@@ -12,8 +12,8 @@ from geomkd.cli.config import arguments_of
 from geomkd.distillation.rivals import OBJECTIVES
 from geomkd.distillation.running.recipe import PRECISIONS
 from geomkd.distillation.running.teacher import CACHE_DTYPES
+from geomkd.measures.table import NAMES, QUALITY
 from geomkd.quickstart import STUDENT_EPOCHS
-from geomkd.scoring.layer_measures import NAMES, QUALITY
 
 BY = ("quality", "separation", "information", "efficiency", "sqrt_si")
 MODEL = "torchvision:NAME or package.module:factory"

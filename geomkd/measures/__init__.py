@@ -1,6 +1,6 @@
 """Measures of a layer's features: plain functions of tensors."""
 
-from geomkd.measures.collapse import NeuralCollapse, neural_collapse
+from geomkd.measures.collapse import NeuralCollapse, fisher_ratio, neural_collapse
 from geomkd.measures.dimension import mle_dimension, two_nn
 from geomkd.measures.null import WithNull
 from geomkd.measures.probe import linear_probe
@@ -12,7 +12,6 @@ from geomkd.measures.quality import (
     separation,
 )
 from geomkd.measures.separability import (
-    fisher_ratio,
     knn_accuracy,
     nearest_class_mean,
     silhouette,

@@ -1,15 +1,113 @@
-"""Neural collapse: how near class means and samples are to the geometry that training ends in."""
+"""Scatter between and within classes: Fisher's ratio, and neural collapse.
+
+Collapse is how near class means and samples are to the geometry that training ends in.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from geomkd.common.checks import as_classes, as_features, as_tensor, check_finite
-from geomkd.geometry.precision import COLUMNS, exact_arithmetic, inverse
+from geomkd.geometry.draws import Draws
+from geomkd.geometry.gram import ClassGram
+from geomkd.geometry.precision import COLUMNS, ZERO_VARIANCE, exact_arithmetic, inverse
 from geomkd.geometry.principal import Principal, principal
+from geomkd.measures.measure import Measure
+from geomkd.measures.null import WithNull, against_null
+
+
+def fisher_ratio(features: Any, labels: Any, *, null: int = 0, seed: int = 0) -> Tensor | WithNull:
+    """Scatter between classes over scatter within: tr S_b / tr S_w.
+
+    Parameters
+    ----------
+    features : Tensor or ndarray, shape (n, ...)
+        Flattened to (n, d); any floating-point type and device.
+    labels : Tensor or ndarray, shape (n,) or (n, C)
+        Integers, or scores of which the largest counts.
+    null, seed : int
+        Permutations of the labels to hold the score against, and their seed.
+
+    Returns
+    -------
+    Tensor, shape (), or WithNull
+        At least 0, float64, on the features' device.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `geomkd.knowledge_quality`.
+
+    Notes
+    -----
+    tr S_b = sum_a n_a abs(m_a - m)^2 and tr S_w = sum_a sum_i abs(x_i - m_a)^2. Inf where all
+    classes are single points, 0 where all rows are equal. Pure noise has (C - 1) / (n - C), which
+    ``null=`` measures: not 0.
+
+    Cost: as a Gram matrix, n^2 d multiplications; n^2 more a permutation.
+
+    References
+    ----------
+    Fisher. The use of multiple measurements in taxonomic problems. Annals of Eugenics 7, 1936.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from geomkd.measures import fisher_ratio
+    >>> x = torch.tensor([[-2.0], [-1.0], [1.0], [2.0]])
+    >>> fisher_ratio(x, torch.tensor([0, 0, 1, 1]))
+    tensor(9., dtype=torch.float64)
+    """
+    gram = ClassGram.of(features, labels)
+    with exact_arithmetic(gram.device):
+        return against_null(fisher_score(gram), gram.class_of, null, seed)
+
+
+def fisher_score(gram: ClassGram) -> Callable[[Tensor], Tensor]:
+    """`fisher_ratio` as a function of the class indices of a Gram matrix's rows."""
+    value = fisher_ratio_from(gram, Draws.all_of(gram.classes.sizes, gram.device))[0]
+    names, total = torch.arange(gram.n_classes, device=gram.device), gram.centred_sq.sum()
+
+    def score(index: Tensor) -> Tensor:
+        if index is gram.class_of:
+            return value
+        hot = (index.unsqueeze(1) == names).double()
+        between = ((hot * gram.dot_times(hot)).sum(dim=0) / hot.sum(dim=0)).sum()  # about the mean
+        return ratio(between, total - between, gram.raw_sq.sum())
+
+    return score
+
+
+def fisher_ratio_from(gram: ClassGram, draws: Draws) -> Tensor:
+    """Ratio tr S_b / tr S_w of each draw, (R,)."""
+    if draws.whole:
+        parts = gram.between_sq(), gram.residual_sq.sum(), gram.raw_sq.sum()
+        return ratio(*parts).unsqueeze(0)
+    member = draws.member.double()
+    within = member.T @ gram.residual_sq
+    for a, (s, e) in enumerate(gram.spans):
+        part = member[s:e]
+        within -= (part * (gram.class_residual_gram(a) @ part)).sum(dim=0) / draws.sizes[a]
+    about = (member * gram.dot_times(member)).sum(dim=0) / sum(draws.sizes)
+    total = member.T @ gram.centred_sq - about
+    return ratio(total - within, within, member.T @ gram.raw_sq)
+
+
+def ratio(above: Tensor, below: Tensor, raw_sq: Tensor) -> Tensor:
+    """Quotient of two sums of squares; 0 where all is rounding, inf where only the lower one is 0.
+
+    ``raw_sq``, the sum of squares about the origin, tells scatter from rounding.
+    """
+    above, below = above.clamp(min=0), below.clamp(min=0)
+    varies = (above > 0) & (above + below > ZERO_VARIANCE * raw_sq)
+    return torch.where(varies, above / below, 0.0)
+
+
+# ---- neural collapse -----------------------------------------------------------------------------
 
 
 class NeuralCollapse(NamedTuple):
@@ -198,3 +296,15 @@ def _checked_head(
                 f"{name} must be on the features' device, {x.device}; got {part.device}"
             )
     return w, b
+
+
+ROWS = (
+    Measure("fisher_ratio", "gram", fisher_ratio_from, supervised=True, score=fisher_score),
+    Measure(
+        "neural_collapse",
+        "spectrum",
+        lambda *given: neural_collapse_from(*given)[:3],
+        supervised=True,
+        columns=NeuralCollapse._fields[:3],  # no head is known to score_layers
+    ),
+)

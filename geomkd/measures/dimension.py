@@ -14,10 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from geomkd.common.checks import as_features, check_finite, check_int
+from geomkd.common.checks import as_features, check_choice, check_finite, check_int, check_number
+from geomkd.geometry.gram import ClassGram
 from geomkd.geometry.neighbours import Neighbours, Rows, search
 from geomkd.geometry.precision import exact_arithmetic
+from geomkd.geometry.row_blocks import nearest_rows
+from geomkd.measures.measure import Measure
 
+K = 20  # neighbours of mle_dimension
 METHODS = ("linear", "mle")
 AVERAGES = ("harmonic", "arithmetic")
 
@@ -74,10 +78,8 @@ def two_nn(features: Any, *, method: str = "linear", discard: float = 0.1) -> Te
     >>> round(two_nn(torch.cat([plane, plane.square()], dim=1)).item(), 1)
     2.1
     """
-    if method not in METHODS:
-        raise ValueError(f"method must be one of {METHODS}; got {method!r}")
-    if not 0 <= discard < 1:
-        raise ValueError(f"discard must be at least 0 and less than 1; got {discard}")
+    check_choice(method, "method", METHODS)
+    discard = check_number(discard, "discard", least=0, below=1)
     found = _distinct_neighbours(features, 2, least=3)
     with exact_arithmetic(found.index.device):
         log_mu = found.sq_distance.log().diff(dim=1)[:, 0] / 2
@@ -98,8 +100,20 @@ def two_nn_from(log_mu: Tensor, *, method: str = "linear", discard: float = 0.1)
     return torch.where(sq > 0, (x * y).sum() / sq, torch.inf)
 
 
+def drawn_two_nn(gram: ClassGram, near: Neighbours, member: Tensor) -> Tensor:
+    """`two_nn` of each draw from nearest distinct rows, (R,); NaN for fewer than 3 rows."""
+    logs, valid = _log_distances(near)
+    columns = []
+    for drawn in member.T:
+        inside = valid & drawn[near.index]
+        first, second = (_at_rank(logs, inside, rank)[drawn] for rank in (1, 2))
+        nothing = logs.new_tensor(torch.nan)
+        columns.append(two_nn_from(second - first) if len(first) >= 3 else nothing)
+    return torch.stack(columns)
+
+
 def mle_dimension(
-    features: Any, *, k: int = 20, average: str = "harmonic", pointwise: bool = False
+    features: Any, *, k: int = K, average: str = "harmonic", pointwise: bool = False
 ) -> Tensor:
     """Dimension by maximum likelihood from the distances to the k nearest neighbours.
 
@@ -152,8 +166,7 @@ def mle_dimension(
     1.0
     """
     k = check_int(k, "k", least=2)
-    if average not in AVERAGES:
-        raise ValueError(f"average must be one of {AVERAGES}; got {average!r}")
+    check_choice(average, "average", AVERAGES)
     found = _distinct_neighbours(features, k, least=k + 1)
     with exact_arithmetic(found.index.device):
         log_distance = found.sq_distance.log() / 2
@@ -169,6 +182,33 @@ def mle_dimension_from(
         local = (k - 1) / excess
         return local if pointwise else local.mean()
     return (k - 1) / excess.mean()
+
+
+def drawn_mle_dimension(gram: ClassGram, near: Neighbours, member: Tensor) -> Tensor:
+    """`mle_dimension` of each draw from nearest distinct rows, (R,); NaN for K rows and fewer."""
+    logs, valid = _log_distances(near)
+    columns = []
+    for drawn in member.T:
+        inside = valid & drawn[near.index]
+        farthest = _at_rank(logs, inside, K).unsqueeze(1)
+        counted = inside & (inside.cumsum(dim=1) <= K)
+        excess = torch.where(counted, farthest - logs, 0.0).sum(dim=1)[drawn]
+        nothing = logs.new_tensor(torch.nan)
+        columns.append(mle_dimension_from(excess, K) if len(excess) > K else nothing)
+    return torch.stack(columns)
+
+
+def _log_distances(near: Neighbours) -> tuple[Tensor, Tensor]:
+    """Log distances to the neighbours, and which there are, (n, k) each."""
+    valid = near.sq_distance.isfinite() & (near.sq_distance > 0)
+    return torch.where(valid, near.sq_distance, 1.0).log() / 2, valid
+
+
+def _at_rank(logs: Tensor, valid: Tensor, rank: int) -> Tensor:
+    """Log distance to the valid neighbour of that rank, of the last where there are fewer: (n,)."""
+    counts = valid.cumsum(dim=1)
+    wanted = counts[:, -1:].clamp(max=rank)
+    return torch.where(valid & (counts == wanted), logs, 0.0).sum(dim=1)
 
 
 def _distinct_neighbours(features: Any, k: int, *, least: int) -> Neighbours:
@@ -199,3 +239,49 @@ def first_of_equals(features: Tensor) -> Tensor:
     place = torch.arange(len(features), device=features.device)
     first = torch.full((len(distinct),), len(features), device=features.device)
     return first.scatter_reduce(0, group, place, "amin").sort().values
+
+
+def distinct(gram: ClassGram, near: Neighbours, member: Tensor) -> tuple[Neighbours, Tensor, int]:
+    """Neighbours among distinct rows, which rows stand for the draws', and how many were dropped.
+
+    Of equal rows the first stands for whichever of them a draw of (n, R) ``member`` holds.
+    """
+    own = torch.arange(gram.n, device=gram.device)
+    first, among = own, member.any(dim=1)
+    while bool((near.sq_distance[among] == 0).any()):
+        first = _first_equal(near, among)[first]
+        among = among & (first == own)
+        near = nearest_rows(gram, near.index.shape[1], among)
+    held = torch.zeros_like(member, dtype=torch.int64).index_add_(0, first, member.long()) > 0
+    return near, held, int((first != own).sum())
+
+
+def _first_equal(near: Neighbours, among: Tensor) -> Tensor:
+    """First of the rows that are linked to each by distances of 0: (n,)."""
+    own = torch.arange(len(among), device=among.device)
+    # Of many equal rows each has only some of the others among its neighbours.
+    linked = (near.sq_distance == 0) & among.unsqueeze(1)
+    to = torch.where(linked, near.index, own.unsqueeze(1))
+    first, before = torch.minimum(own, to.amin(dim=1)), own
+    while not torch.equal(first, before):
+        before = first
+        low = first.unsqueeze(1).expand_as(to).flatten()
+        first = first.scatter_reduce(0, to.flatten(), low, "amin")
+        first = first[to].amin(dim=1)
+    return first
+
+
+def warn_of_equal_rows(count: int, n: int) -> None:
+    """Warn of rows that `distinct` has dropped."""
+    if count:
+        warnings.warn(
+            f"{count} of {n} feature rows equal another and were dropped from the distances "
+            "behind two_nn and mle_dimension",
+            stacklevel=2,
+        )
+
+
+ROWS = (
+    Measure("two_nn", "distinct", drawn_two_nn),
+    Measure("mle_dimension", "distinct", drawn_mle_dimension),
+)

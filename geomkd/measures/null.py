@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from geomkd.common.checks import check_int
+from geomkd.geometry.gram import ClassGram
 
 NULL_COLUMNS = ("null_mean", "null_95", "excess")  # of a score beside its own
 
@@ -76,3 +77,14 @@ def permutations(index: Tensor, count: int, seed: int) -> list[Tensor]:
     generator = torch.Generator().manual_seed(seed)
     own = {"generator": generator, "device": generator.device}
     return [index[torch.randperm(len(index), **own).to(index.device)] for _ in range(count)]
+
+
+def permuted_grams(gram: ClassGram, count: int, seed: int) -> Iterator[ClassGram]:
+    """Gram matrices of the same features under permuted labels, whose class means are others.
+
+    Each reads the columns again.
+    """
+    classes = gram.classes
+    for index in permutations(classes.index, count, check_int(seed, "seed", least=0)):
+        other = classes._replace(index=index)
+        yield ClassGram.from_columns(gram.columns, other, gram.dtype, gram.scale)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numbers
 import warnings
 from typing import TYPE_CHECKING, Any
 
@@ -10,10 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from geomkd.common.checks import as_classes, as_features
+from geomkd.common.checks import as_classes, as_features, check_number
 from geomkd.geometry.precision import exact_arithmetic, inverse
 from geomkd.geometry.principal import Principal, principal
-from geomkd.geometry.split import check_share, held_out
+from geomkd.geometry.split import held_out
+from geomkd.measures.measure import Measure
 from geomkd.measures.null import WithNull, against_null
 
 if TYPE_CHECKING:
@@ -99,7 +99,8 @@ def linear_probe(
     """
     x = as_features(features)
     classes = as_classes(labels, len(x), x.device)
-    share, strength = check_share(test_share), _check_strength(C)
+    share = check_number(test_share, "test_share", above=0, below=1)
+    strength = check_number(C, "C", above=0)
     with exact_arithmetic(x.device):
         found = principal(x)
 
@@ -170,9 +171,4 @@ def _largest_gradient(model: LogisticRegression, z: np.ndarray, y: np.ndarray) -
     return max(np.abs(of_slopes).max(), np.abs(error.mean(axis=0)).max())
 
 
-def _check_strength(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(f"C must be a number; got {type(value).__name__} {value!r}")
-    if not 0.0 < value < float("inf"):
-        raise ValueError(f"C must be positive and finite; got {value}")
-    return float(value)
+ROWS = (Measure("linear_probe", "spectrum", linear_probe_from, supervised=True, seeded=True),)

@@ -1,14 +1,14 @@
 """Knowledge quality: separation, information and efficiency of one layer's features.
 
-Definition and symbols follow arXiv 2511.14981. Every function here reads a `ClassGram`, for R draws
-from its sample at a time: the sample itself (R = 1), or the half-samples behind a ranking's spread.
+Definition and symbols follow arXiv 2511.14981. The formulas read what `quality_statistics` makes of
+a layer's Gram matrix, for R draws from its sample at a time: the sample itself (R = 1), or the
+half-samples behind a ranking's spread.
 """
 
 from __future__ import annotations
 
 import math
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,155 +16,80 @@ import torch
 from torch import Tensor
 
 from geomkd.common.checks import check_dataset_size, check_definition, check_int
-from geomkd.geometry.draws import Draws
 from geomkd.geometry.gram import ClassGram
 from geomkd.geometry.precision import exact_arithmetic
-from geomkd.measures.null import WithNull, beside_null, permutations
+from geomkd.measures.measure import Measure
+from geomkd.measures.null import WithNull, beside_null, permuted_grams
 from geomkd.measures.quality_statistics import (
-    Spectrum,
-    about_the_mean,
-    abs_cosines,
-    class_spectra,
+    Statistics,
     entropy_nats,
     first_terms,
-    nearest_in_draws,
-    quantile,
-    signed_cosines,
+    statistics_of_sample,
     terms_to,
-    trace,
+    warn_of_rows_without_direction,
 )
 
 TERMS = ("separation", "information", "efficiency", "quality")
-Parts = dict[str, Tensor]  # named intermediates, each (R,)
+Parts = dict[str, Tensor]  # named values, each (R,)
 
 
-# ---- the published definition --------------------------------------------------------------------
+# ---- formulas ------------------------------------------------------------------------------------
 
 
-def _published_separation(gram: ClassGram, draws: Draws) -> tuple[Tensor, Parts]:
-    """S = mean_a w_a - mean_{a != b} b_ab, of c_ij = |cos(x_i, x_j)|, i = j included."""
-    c = gram.n_classes
-    within = torch.stack([mean for mean, _ in abs_cosines(gram, draws)])
-    every = gram.abs_cosine_form(draws.weights())  # sum over all ordered pairs of classes
-    between = (every - within.sum(dim=0)) / (c * (c - 1))
-    within = within.mean(dim=0)
-    return within - between, {"mean_within_cosine": within, "mean_between_cosine": between}
+def separation_from(s: Statistics, dataset_size: float) -> Parts:
+    """S = mean_a w_a - mean_{a != b} b_ab; w_a, b_ab mean cosines within and between classes."""
+    within, between = s.cosines.within.mean(dim=0), s.cosines.between
+    parts = {"mean_within_cosine": within, "mean_between_cosine": between}
+    return {"separation": within - between} | parts
 
 
-def _published_information(
-    gram: ClassGram, draws: Draws, spectra: list[Spectrum]
-) -> tuple[Tensor, Parts]:
+def information_from(s: Statistics, dataset_size: float) -> Parts:
+    """I, the spread of directions within classes times the entropy of their spectra."""
+    return (_published_information if s.definition == "published" else _robust_information)(s)
+
+
+def _published_information(s: Statistics) -> Parts:
     """I = (1 - mean_a min c_ij) * mean_a H_a / log 5, H_a over the first K terms, K = sum_a k_a."""
-    least = torch.stack([low for _, low in abs_cosines(gram, draws)]).mean(dim=0)
-    k = torch.stack([terms_to(s.shares, 0.95) for s in spectra])  # at most n_a - 1, the rank
+    least = s.cosines.low.mean(dim=0)
+    k = torch.stack([terms_to(a.shares, 0.95) for a in s.spectra])  # at most n_a - 1, the rank
     keep = k.sum(dim=0).unsqueeze(1)  # summed over classes, as published: bites on collapse
-    entropy = torch.stack([entropy_nats(first_terms(s.shares, keep)) for s in spectra]).mean(dim=0)
-    parts = {
-        "min_within_cosine": least,
-        "class_entropy": entropy,
-        "class_dimension_95": k.double().mean(dim=0),
-    }
-    return (1 - least) * entropy / math.log(5), parts
+    entropy = torch.stack([entropy_nats(first_terms(a.shares, keep)) for a in s.spectra])
+    entropy = entropy.mean(dim=0)
+    parts = {"min_within_cosine": least, "class_entropy": entropy}
+    parts["class_dimension_95"] = k.double().mean(dim=0)
+    return {"information": (1 - least) * entropy / math.log(5)} | parts
 
 
-def _published_efficiency(
-    gram: ClassGram, draws: Draws, nearest: Tensor, dataset_size: float
-) -> tuple[Tensor, Parts]:
-    """E = 2 mean_a delta_a / mean_a nu_a * (N / pi)^(1 / min(n, d))."""
-    distance = nearest.sqrt() / gram.scale
-    delta = torch.stack([distance[s:e].amin(dim=0) for s, e in gram.spans]).mean(dim=0)
-    nu = (draws.weights().T @ gram.raw_sq.sqrt()) / gram.n_classes / gram.scale
-    rank = min(sum(draws.sizes), gram.dim)
-    factor = torch.full_like(nu, (dataset_size / math.pi) ** (1 / rank))
-    parts = {"nearest_other_class_distance": delta, "mean_norm": nu, "size_factor": factor}
-    return torch.where(nu > 0, 2 * delta / nu, 0.0) * factor, parts
-
-
-# ---- the robust definition -----------------------------------------------------------------------
-
-
-def _robust_separation(gram: ClassGram, draws: Draws) -> tuple[Tensor, Parts]:
-    """S = mean_a w_a - mean_{a != b} b_ab of signed cosines u_ij about the mean, w_a over i < j."""
-    c = gram.n_classes
-    about = about_the_mean(gram, draws)
-    p = draws.weights() * about.inverse_norm
-    mass = p.sum(dim=0)
-    every = (
-        (p * gram.dot_times(p)).sum(dim=0)
-        - 2 * mass * (p * about.shift).sum(dim=0)
-        + about.offset * mass**2
-    )
-    diagonal, within = torch.zeros_like(every), torch.zeros_like(every)
-    for a, m in enumerate(draws.sizes):
-        cosines = signed_cosines(gram, draws, about, a)
-        sums = torch.cat([torch.stack([u.sum((1, 2)), trace(u)], dim=1) for u in cosines])
-        diagonal += sums[:, 0] / m**2
-        within += (sums[:, 0] - sums[:, 1]) / (m * (m - 1))
-    between, within = (every - diagonal) / (c * (c - 1)), within / c
-    return within - between, {"mean_within_cosine": within, "mean_between_cosine": between}
-
-
-def _robust_information(
-    gram: ClassGram, draws: Draws, spectra: list[Spectrum]
-) -> tuple[Tensor, Parts]:
+def _robust_information(s: Statistics) -> Parts:
     """I = mean_a (1 - q_a) / 2 * mean_a H_a / log min(n_a - 1, d), q_a the 5 % quantile of u_ij."""
-    about = about_the_mean(gram, draws)
-    low = []
-    for a, m in enumerate(draws.sizes):
-        i, j = torch.triu_indices(m, m, 1, device=gram.device)
-        cosines = signed_cosines(gram, draws, about, a)
-        low.append(torch.cat([quantile(u[:, i, j], 0.05) for u in cosines]))
-    low = torch.stack(low).mean(dim=0)
-    shares = []
-    for spectrum in spectra:
-        most = math.log(max(1, min(spectrum.samples - 1, gram.dim)))
-        shares.append(entropy_nats(spectrum.shares) / most if most else torch.zeros_like(low))
+    low, shares = s.cosines.low.mean(dim=0), []
+    for a in s.spectra:
+        most = math.log(max(1, min(a.samples - 1, s.dim)))
+        shares.append(entropy_nats(a.shares) / most if most else torch.zeros_like(low))
     entropy = torch.stack(shares).mean(dim=0)
-    return (1 - low) / 2 * entropy, {"low_within_cosine": low, "class_entropy": entropy}
+    parts = {"low_within_cosine": low, "class_entropy": entropy}
+    return {"information": (1 - low) / 2 * entropy} | parts
 
 
-def _robust_efficiency(
-    gram: ClassGram, draws: Draws, nearest: Tensor, dataset_size: float
-) -> tuple[Tensor, Parts]:
-    """E = 2 mean_a median_i min_j |x_i - x_j| / sqrt(mean_i |x_i|^2); no term in N."""
-    distance = nearest.sqrt() / gram.scale
-    delta = [
-        quantile(distance[s:e].T.gather(1, chosen), 0.5)
-        for (s, e), chosen in zip(gram.spans, draws.of_class, strict=True)
-    ]
-    delta = torch.stack(delta).mean(dim=0)
-    about = about_the_mean(gram, draws)
-    rms = ((about.sq * draws.member).sum(dim=0) / sum(draws.sizes)).sqrt() / gram.scale
-    parts = {"nearest_other_class_distance": delta, "rms_norm": rms}
-    return torch.where(rms > 0, 2 * delta / rms, 0.0), parts
+def efficiency_from(s: Statistics, dataset_size: float) -> Parts:
+    """E = 2 mean_a delta_a / size of the features; published: times (N / pi)^(1 / min(n, d))."""
+    delta, size = s.margins.mean(dim=0), s.size
+    value = torch.where(size > 0, 2 * delta / size, 0.0)
+    parts = {"nearest_other_class_distance": delta}
+    if s.definition == "robust":
+        return {"efficiency": value} | parts | {"rms_norm": size}
+    factor = torch.full_like(size, (dataset_size / math.pi) ** (1 / min(s.n, s.dim)))
+    return {"efficiency": value * factor} | parts | {"mean_norm": size, "size_factor": factor}
 
 
-# ---- both ----------------------------------------------------------------------------------------
-
-_SEPARATION = {"published": _published_separation, "robust": _robust_separation}
-_INFORMATION = {"published": _published_information, "robust": _robust_information}
-_EFFICIENCY = {"published": _published_efficiency, "robust": _robust_efficiency}
-
-
-def quality_from(
-    gram: ClassGram,
-    draws: Draws,
-    dataset_size: float,
-    definition: str,
-    *,
-    nearest: Tensor | None = None,
-    spectra: list[Spectrum] | None = None,
-) -> Parts:
-    """Quality, its three terms and every intermediate of each draw: (R,) tensors by name."""
-    with exact_arithmetic(gram.device):
-        spectra = class_spectra(gram, draws) if spectra is None else spectra
-        nearest = nearest_in_draws(gram, draws, definition) if nearest is None else nearest
-        s, s_parts = _SEPARATION[definition](gram, draws)
-        i, i_parts = _INFORMATION[definition](gram, draws, spectra)
-        e, e_parts = _EFFICIENCY[definition](gram, draws, nearest, dataset_size)
-        q = s + (i * e).clamp(min=0).sqrt()
-    parts = {"quality": q, "separation": s, "information": i, "efficiency": e}
-    return parts | s_parts | i_parts | e_parts
+def quality_from(s: Statistics, dataset_size: float) -> Parts:
+    """Q = S + sqrt(I E), its terms and every intermediate of each draw."""
+    separation, information, efficiency = (
+        of(s, dataset_size) for of in (separation_from, information_from, efficiency_from)
+    )
+    product = information["information"] * efficiency["efficiency"]
+    quality = separation["separation"] + product.clamp(min=0).sqrt()
+    return {"quality": quality} | separation | information | efficiency
 
 
 # ---- public --------------------------------------------------------------------------------------
@@ -246,7 +171,7 @@ def knowledge_quality(
         efficiency depends on it.
     definition : {"published", "robust"}
         "published" is the paper's, with its quirks; "robust" is this library's own, invariant to
-        translation and nearly free of sample size.
+        translation and rotation too.
     null : int
         Permutations of the labels to hold the scores against; each costs as much as the score.
     seed : int
@@ -316,14 +241,14 @@ def knowledge_quality(
     >>> q.quality == q.separation + (q.information * q.efficiency) ** 0.5
     True
     """
-    check_definition(definition)
-    gram = ClassGram.of(features, labels)
-    size = check_dataset_size(dataset_size, gram.n)
-    _warn_of_rows_without_direction(gram, definition, stacklevel=3)
-    parts = quality_from(gram, Draws.all_of(gram.classes.sizes, gram.device), size, definition)
-    held = {}
-    if check_int(null, "null", least=0):
-        held = quality_null(gram, parts, size, definition, null, seed)
+    statistics, size = _statistics(features, labels, definition, dataset_size, stacklevel=4)
+    gram = statistics.gram
+    with exact_arithmetic(gram.device):
+        parts = quality_from(statistics, size)
+        held = {}
+        if check_int(null, "null", least=0):
+            scores = {name: parts[name] for name in TERMS}
+            held = beside_permuted(gram, scores, [quality_from], size, definition, null, seed)
     values = {name: value.item() for name, value in parts.items()}
     terms = {name: values.pop(name) for name in TERMS}
     return KnowledgeQuality(
@@ -335,32 +260,6 @@ def knowledge_quality(
         n_classes=gram.n_classes,
         null=held,
     )
-
-
-def quality_null(
-    gram: ClassGram, parts: Parts, dataset_size: float, definition: str, null: int, seed: int
-) -> dict[str, WithNull]:
-    """Set the four scores of a Gram matrix, first of ``parts``, beside permuted labels' ones."""
-    draws = Draws.all_of(gram.classes.sizes, gram.device)
-    drawn = [
-        quality_from(other, draws, dataset_size, definition)
-        for other in permuted_grams(gram, null, seed)
-    ]
-    return {
-        name: beside_null(parts[name][0], torch.cat([other[name] for other in drawn]))
-        for name in TERMS
-    }
-
-
-def permuted_grams(gram: ClassGram, count: int, seed: int) -> Iterator[ClassGram]:
-    """Gram matrices of the same features under permuted labels: their class means are others.
-
-    Each reads the columns again.
-    """
-    classes = gram.classes
-    for index in permutations(classes.index, count, check_int(seed, "seed", least=0)):
-        other = classes._replace(index=index)
-        yield ClassGram.from_columns(gram.columns, other, gram.dtype, gram.scale)
 
 
 def separation(
@@ -383,8 +282,7 @@ def separation(
     >>> separation(torch.eye(2)[labels], labels)
     tensor(1., dtype=torch.float64)
     """
-    gram = _gram(features, labels, definition)
-    return _term(_SEPARATION[definition], gram, null, seed)
+    return _term("separation", separation_from, features, labels, definition, None, null, seed)
 
 
 def information(
@@ -407,11 +305,7 @@ def information(
     >>> information(torch.eye(2)[labels], labels)  # every class collapsed
     tensor(0., dtype=torch.float64)
     """
-
-    def term(gram: ClassGram, draws: Draws) -> tuple[Tensor, Parts]:
-        return _INFORMATION[definition](gram, draws, class_spectra(gram, draws))
-
-    return _term(term, _gram(features, labels, definition), null, seed)
+    return _term("information", information_from, features, labels, definition, None, null, seed)
 
 
 def efficiency(
@@ -440,42 +334,67 @@ def efficiency(
     >>> e = efficiency(torch.eye(2)[labels], labels, definition="robust")
     >>> torch.testing.assert_close(e, torch.tensor(4.0, dtype=e.dtype))
     """
-    gram = _gram(features, labels, definition)
-    size = check_dataset_size(dataset_size, gram.n)
-
-    def term(gram: ClassGram, draws: Draws) -> tuple[Tensor, Parts]:
-        nearest = nearest_in_draws(gram, draws, definition)
-        return _EFFICIENCY[definition](gram, draws, nearest, size)
-
-    return _term(term, gram, null, seed)
+    given = (features, labels, definition, dataset_size, null, seed)
+    return _term("efficiency", efficiency_from, *given)
 
 
-def _gram(features: Any, labels: Any, definition: str) -> ClassGram:
+ROWS = (
+    Measure("knowledge_quality", "quality", quality_from, supervised=True, columns=TERMS),
+    Measure("separation", "quality", separation_from, supervised=True),
+    Measure("information", "quality", information_from, supervised=True),
+    Measure("efficiency", "quality", efficiency_from, supervised=True),
+)
+
+
+# ---- what they share -----------------------------------------------------------------------------
+
+
+def _statistics(
+    features: Any, labels: Any, definition: str, dataset_size: float | None, stacklevel: int
+) -> tuple[Statistics, float]:
     check_definition(definition)
     gram = ClassGram.of(features, labels)
-    _warn_of_rows_without_direction(gram, definition, stacklevel=4)
-    return gram
+    size = check_dataset_size(dataset_size, gram.n)
+    statistics = statistics_of_sample(gram, definition)
+    warn_of_rows_without_direction(statistics, stacklevel)
+    return statistics, size
 
 
-def _term(term: Callable, gram: ClassGram, null: int, seed: int) -> Tensor | WithNull:
-    """One term of a Gram matrix, beside those of permuted labels if asked for."""
-    draws = Draws.all_of(gram.classes.sizes, gram.device)
+def _term(
+    name: str,
+    of: Callable[[Statistics, float], Parts],
+    features: Any,
+    labels: Any,
+    definition: str,
+    dataset_size: float | None,
+    null: int,
+    seed: int,
+) -> Tensor | WithNull:
+    """One term of the sample, beside those of permuted labels if asked for."""
+    statistics, size = _statistics(features, labels, definition, dataset_size, stacklevel=5)
+    gram = statistics.gram
     with exact_arithmetic(gram.device):
-        value = term(gram, draws)[0].squeeze(0)
+        value = of(statistics, size)[name]
         if not check_int(null, "null", least=0):
-            return value
-        drawn = [term(other, draws)[0] for other in permuted_grams(gram, null, seed)]
-        return beside_null(value, torch.cat(drawn))
+            return value.squeeze(0)
+        return beside_permuted(gram, {name: value}, [of], size, definition, null, seed)[name]
 
 
-def _warn_of_rows_without_direction(gram: ClassGram, definition: str, stacklevel: int) -> None:
-    if definition == "published":
-        count, what = int(gram.zero_rows.sum()), "are zero"
-    else:
-        about = about_the_mean(gram, Draws.all_of(gram.classes.sizes, gram.device))
-        count, what = int((about.inverse_norm == 0).sum()), "equal the mean of all rows"
-    if count:
-        warnings.warn(
-            f"{count} of {gram.n} feature rows {what}: their cosines are taken as 0",
-            stacklevel=stacklevel,
-        )
+def beside_permuted(
+    gram: ClassGram,
+    scores: Parts,
+    of: list[Callable[[Statistics, float], Parts]],
+    dataset_size: float,
+    definition: str,
+    null: int,
+    seed: int,
+) -> dict[str, WithNull]:
+    """Set scores of a Gram matrix, first of each, beside those that permuted labels give."""
+    drawn: dict[str, list[Tensor]] = {name: [] for name in scores}
+    for other in permuted_grams(gram, null, seed):
+        statistics = statistics_of_sample(other, definition)
+        for formula in of:
+            for name, value in formula(statistics, dataset_size).items():
+                if name in drawn:
+                    drawn[name].append(value)
+    return {name: beside_null(value[0], torch.cat(drawn[name])) for name, value in scores.items()}

@@ -1,77 +1,43 @@
-"""What the formulas of knowledge quality are made of: cosines, spectra and nearest distances.
+"""What knowledge quality is made of, reduced once for R draws from a layer's sample.
 
-Everything reads a `ClassGram`, for R draws from its sample at a time.
+`Published` and `Robust` hold, for the definition of that name, what the formulas of
+`geomkd.measures.quality` read: cosines, spectra, margins between classes, the features' size.
+Each is computed when it is first asked for.
 """
 
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator
-from typing import NamedTuple
+from functools import cached_property
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
 from geomkd.geometry.draws import Draws
 from geomkd.geometry.gram import ClassGram
-from geomkd.geometry.precision import ZERO_VARIANCE, inverse, one_thread
+from geomkd.geometry.precision import ZERO_VARIANCE, exact_arithmetic, inverse, one_thread
 
 NEIGHBOURS = 32  # nearest rows kept for half-samples: all are missed with probability 2^-32
 _ZERO_SHARE = 2.0**-18  # of the second moment about the class mean: float32 products give no less
 
 
-# ---- cosines -------------------------------------------------------------------------------------
+class Cosines(NamedTuple):
+    """Cosines of the samples of R draws.
 
+    Attributes
+    ----------
+    within, low : Tensor, shape (C, R)
+        Mean within each class, and the least (published) or the 5 % quantile (robust).
+    between : Tensor, shape (R,)
+        Mean over ordered pairs of classes of the mean between them.
+    """
 
-def abs_cosines(gram: ClassGram, draws: Draws) -> list[tuple[Tensor, Tensor]]:
-    """Mean and minimum of |cos| within every class: a pair of (R,) a class."""
-    inverse_norm = inverse(gram.raw_sq.sqrt())
-    stats = []
-    for a, (s, e) in enumerate(gram.spans):
-        scale = inverse_norm[s:e]
-        cosine = gram.class_dots(a, raw=True).mul_(scale).mul_(scale.unsqueeze(1)).abs_()
-        parts = [(p.mean(dim=(1, 2)), p.amin(dim=(1, 2))) for _, p in draws.pairs(a, cosine)]
-        means, minima = zip(*parts, strict=True)
-        stats.append((torch.cat(means), torch.cat(minima)))
-    return stats
-
-
-class About(NamedTuple):
-    """What moves dot products to the mean of a draw: x_i.x_j - shift_i - shift_j + offset."""
-
-    shift: Tensor
-    offset: Tensor
-    sq: Tensor
-    inverse_norm: Tensor
-
-
-def about_the_mean(gram: ClassGram, draws: Draws) -> About:
-    """Find what moves each draw's dot products to its own mean."""
-    if draws.whole:  # already centred
-        shift = torch.zeros_like(gram.centred_sq).unsqueeze(1)
-        offset = shift[0]
-    else:
-        mean = draws.member.double() / sum(draws.sizes)
-        shift = gram.dot_times(mean)
-        offset = (mean * shift).sum(dim=0)
-    sq = (gram.centred_sq.unsqueeze(1) - 2 * shift + offset).clamp(min=0)
-    # No direction at the mean, or where all rows are equal but for the mean's rounding: cosine 0.
-    at_mean = sq <= torch.maximum(1e-12 * sq.mean(dim=0), ZERO_VARIANCE * gram.raw_sq.mean())
-    return About(shift, offset, sq, inverse(sq.masked_fill(at_mean, 0.0).sqrt()))
-
-
-def signed_cosines(gram: ClassGram, draws: Draws, about: About, a: int) -> Iterator[Tensor]:
-    """Cosines about the draw's mean within class ``a``, (r, m, m), a few draws at a time."""
-    s, e = gram.spans[a]
-    chosen = draws.of_class[a]
-    shift = about.shift[s:e].T.gather(1, chosen)
-    scale = about.inverse_norm[s:e].T.gather(1, chosen)
-    for r, dots in draws.pairs(a, gram.class_dots(a)):
-        moved = dots - shift[r].unsqueeze(2) - shift[r].unsqueeze(1) + about.offset[r, None, None]
-        yield moved * scale[r].unsqueeze(2) * scale[r].unsqueeze(1)
-
-
-# ---- spectra and distances -----------------------------------------------------------------------
+    within: Tensor
+    low: Tensor
+    between: Tensor
 
 
 class Spectrum(NamedTuple):
@@ -89,35 +55,227 @@ class Spectrum(NamedTuple):
     samples: int
 
 
-def spectrum_of(
-    square: Tensor,
-    draws: Draws,
-    a: int,
-    dim: int,
-    floor: Tensor,
-    dtype: torch.dtype = torch.float32,
-) -> Spectrum:
-    """Spectrum of class ``a`` from its (n_a, n_a) Gram matrix, whose products were in ``dtype``.
+class _Statistics:
+    """What both definitions read; ``spectra`` and ``nearest`` in place of those of the sample."""
 
-    A sum of squares below ``floor`` is no variance.
-    """
-    shares = [_shares(part, dim, floor, dtype) for _, part in draws.pairs(a, square)]
-    return Spectrum(torch.cat(shares), draws.sizes[a])
+    definition: ClassVar[str]
+
+    def __init__(
+        self,
+        gram: ClassGram,
+        draws: Draws,
+        *,
+        spectra: list[Spectrum] | None = None,
+        nearest: Tensor | None = None,
+    ) -> None:
+        self.gram, self.draws = gram, draws
+        self.n_classes, self.dim, self.n = gram.n_classes, gram.dim, sum(draws.sizes)
+        self._spectra, self._nearest = spectra, nearest
+
+    @cached_property
+    def spectra(self) -> list[Spectrum]:
+        """Spectrum of every class about its own mean."""
+        return class_spectra(self.gram, self.draws) if self._spectra is None else self._spectra
+
+    @cached_property
+    def nearest(self) -> Tensor:
+        """Distance of every row to its nearest of another class, (n, R); inf outside a draw."""
+        found = self._nearest
+        if found is None:
+            found = nearest_in_draws(self.gram, self.draws, self.definition)
+        return found.sqrt() / self.gram.scale
+
+    def _pairs(self) -> int:
+        return self.n_classes * (self.n_classes - 1)
 
 
-def variance_floor(gram: ClassGram, a: int) -> Tensor:
-    """Sum of squares that rounding alone leaves about the mean of class ``a``."""
-    s, e = gram.spans[a]
-    return ZERO_VARIANCE * gram.raw_sq[s:e].sum()
+class Published(_Statistics):
+    """Of the features as they come, with c_ij = |cos(x_i, x_j)|."""
+
+    definition = "published"
+
+    @cached_property
+    def cosines(self) -> Cosines:
+        """Of c_ij, i = j included; ``low`` is the minimum."""
+        gram, means, minima = self.gram, [], []
+        inverse_norm = inverse(gram.raw_sq.sqrt())
+        for a, (s, e) in enumerate(gram.spans):
+            scale = inverse_norm[s:e]
+            cosine = gram.class_dots(a, raw=True).mul_(scale).mul_(scale.unsqueeze(1)).abs_()
+            parts = [(p.mean((1, 2)), p.amin((1, 2))) for _, p in self.draws.pairs(a, cosine)]
+            mean, least = zip(*parts, strict=True)
+            means.append(torch.cat(mean))
+            minima.append(torch.cat(least))
+        within = torch.stack(means)
+        every = gram.abs_cosine_form(self.draws.weights())  # sum over all ordered pairs of classes
+        return Cosines(within, torch.stack(minima), (every - within.sum(dim=0)) / self._pairs())
+
+    @cached_property
+    def margins(self) -> Tensor:
+        """Least distance from each class to any other, (C, R)."""
+        return torch.stack([self.nearest[s:e].amin(dim=0) for s, e in self.gram.spans])
+
+    @cached_property
+    def size(self) -> Tensor:
+        """Mean over classes of the mean norm, (R,)."""
+        gram = self.gram
+        return (self.draws.weights().T @ gram.raw_sq.sqrt()) / gram.n_classes / gram.scale
+
+    def without_direction(self) -> tuple[int, str]:
+        """Count the rows whose cosines are taken as 0, and say what they are."""
+        return int(self.gram.zero_rows.sum()), "are zero"
+
+
+class About(NamedTuple):
+    """What moves dot products to the mean of a draw: x_i.x_j - shift_i - shift_j + offset."""
+
+    shift: Tensor
+    offset: Tensor
+    sq: Tensor
+    inverse_norm: Tensor
+
+
+class Robust(_Statistics):
+    """Of the features about the draw's mean, with u_ij = cos(x_i, x_j)."""
+
+    definition = "robust"
+
+    @cached_property
+    def about(self) -> About:
+        """What moves each draw's dot products to its own mean."""
+        gram, draws = self.gram, self.draws
+        if draws.whole:  # already centred
+            shift = torch.zeros_like(gram.centred_sq).unsqueeze(1)
+            offset = shift[0]
+        else:
+            mean = draws.member.double() / self.n
+            shift = gram.dot_times(mean)
+            offset = (mean * shift).sum(dim=0)
+        sq = (gram.centred_sq.unsqueeze(1) - 2 * shift + offset).clamp(min=0)
+        # No direction at the mean, or where all rows are equal but for the mean's rounding: 0.
+        at_mean = sq <= torch.maximum(1e-12 * sq.mean(dim=0), ZERO_VARIANCE * gram.raw_sq.mean())
+        return About(shift, offset, sq, inverse(sq.masked_fill(at_mean, 0.0).sqrt()))
+
+    @cached_property
+    def cosines(self) -> Cosines:
+        """Of u_ij, i < j within classes; ``low`` is the 5 % quantile."""
+        gram, about = self.gram, self.about
+        p = self.draws.weights() * about.inverse_norm
+        mass = p.sum(dim=0)
+        every = (
+            (p * gram.dot_times(p)).sum(dim=0)
+            - 2 * mass * (p * about.shift).sum(dim=0)
+            + about.offset * mass**2
+        )
+        diagonal, within, low = torch.zeros_like(every), [], []
+        for a, m in enumerate(self.draws.sizes):
+            i, j = torch.triu_indices(m, m, 1, device=gram.device)
+            parts = [
+                (u.sum((1, 2)), _trace(u), quantile(u[:, i, j], 0.05)) for u in self._within(a)
+            ]
+            total, trace, lowest = map(torch.cat, zip(*parts, strict=True))
+            diagonal += total / m**2
+            within.append((total - trace) / (m * (m - 1)))
+            low.append(lowest)
+        return Cosines(torch.stack(within), torch.stack(low), (every - diagonal) / self._pairs())
+
+    def _within(self, a: int) -> Iterator[Tensor]:
+        """Cosines within class ``a``, (r, m, m), a few draws at a time."""
+        s, e = self.gram.spans[a]
+        chosen, about = self.draws.of_class[a], self.about
+        shift = about.shift[s:e].T.gather(1, chosen)
+        scale = about.inverse_norm[s:e].T.gather(1, chosen)
+        for r, dots in self.draws.pairs(a, self.gram.class_dots(a)):
+            moved = dots - shift[r].unsqueeze(2) - shift[r].unsqueeze(1)
+            moved = moved + about.offset[r, None, None]
+            yield moved * scale[r].unsqueeze(2) * scale[r].unsqueeze(1)
+
+    @cached_property
+    def margins(self) -> Tensor:
+        """Median over each class of the distance to the nearest of another, (C, R)."""
+        medians = [
+            quantile(self.nearest[s:e].T.gather(1, chosen), 0.5)
+            for (s, e), chosen in zip(self.gram.spans, self.draws.of_class, strict=True)
+        ]
+        return torch.stack(medians)
+
+    @cached_property
+    def size(self) -> Tensor:
+        """Root of the mean squared norm, (R,)."""
+        total = (self.about.sq * self.draws.member).sum(dim=0)
+        return (total / self.n).sqrt() / self.gram.scale
+
+    def without_direction(self) -> tuple[int, str]:
+        """Count the rows whose cosines are taken as 0, and say what they are."""
+        return int((self.about.inverse_norm == 0).sum()), "equal the mean of all rows"
+
+
+Statistics = Published | Robust
+STATISTICS = {kind.definition: kind for kind in (Published, Robust)}
+
+
+def statistics_of_sample(gram: ClassGram, definition: str) -> Statistics:
+    """Reduce the sample itself."""
+    return STATISTICS[definition](gram, Draws.all_of(gram.classes.sizes, gram.device))
+
+
+def warn_of_rows_without_direction(statistics: Statistics, stacklevel: int) -> None:
+    """Warn of rows whose cosines are taken as 0, with their number."""
+    with exact_arithmetic(statistics.gram.device):
+        count, what = statistics.without_direction()
+    if count:
+        warnings.warn(
+            f"{count} of {statistics.gram.n} feature rows {what}: their cosines are taken as 0",
+            stacklevel=stacklevel,
+        )
+
+
+# ---- spectra and distances -----------------------------------------------------------------------
 
 
 def class_spectra(gram: ClassGram, draws: Draws) -> list[Spectrum]:
     """Spectrum of every class about its own mean, from the diagonal blocks."""
-    spectra = []
-    for a in range(gram.n_classes):
-        square, floor = gram.class_residual_gram(a), variance_floor(gram, a)
-        spectra.append(spectrum_of(square, draws, a, gram.dim, floor, gram.dtype))
-    return spectra
+    return [spectrum_of(gram, a, gram.class_residual_gram(a), draws) for a in range(gram.n_classes)]
+
+
+def spectra_of_larger(
+    gram: ClassGram, squares: list[Tensor], draws: Draws, seed: int
+) -> list[Spectrum]:
+    """Spectra of larger samples of the classes, from their own (m, m) Gram matrices.
+
+    Whole where ``draws`` are; else as many half-samples of the larger samples.
+    """
+    sizes = [len(square) for square in squares]
+    if draws.whole:
+        of_larger = Draws.all_of(sizes, gram.device)
+    else:
+        of_larger = Draws.halves(sizes, draws.member.shape[1], seed, gram.device)
+    scaled = (square * gram.scale * gram.scale for square in squares)
+    return [spectrum_of(gram, a, square, of_larger) for a, square in enumerate(scaled)]
+
+
+def spectrum_of(gram: ClassGram, a: int, square: Tensor, draws: Draws) -> Spectrum:
+    """Spectrum of class ``a`` from an (m, m) Gram matrix of samples of it, scaled as ``gram``."""
+    s, e = gram.spans[a]
+    floor = ZERO_VARIANCE * gram.raw_sq[s:e].sum()  # what rounding alone leaves about the mean
+    shares = [_shares(part, gram.dim, floor, gram.dtype) for _, part in draws.pairs(a, square)]
+    return Spectrum(torch.cat(shares), draws.sizes[a])
+
+
+def _shares(block: Tensor, dim: int, floor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Eigenvalues over their sum of (r, m, m) Gram matrices, centred here, falling."""
+    floor = torch.maximum(floor, _ZERO_SHARE * _trace(block).unsqueeze(1))
+    row = block.mean(dim=2, keepdim=True)
+    block = block - row - row.transpose(1, 2) + row.mean(dim=1, keepdim=True)
+    with one_thread():
+        values = torch.linalg.eigvalsh(block)
+    values = values.flip(1)[:, : min(block.shape[1], dim)].clamp(min=0)
+    # Rounding spreads about this share over terms that are 0, and Q takes the root of its entropy.
+    noise = torch.finfo(dtype).eps / 2 * math.sqrt(block.shape[1])
+    rest = values.flip(1).cumsum(dim=1).flip(1)
+    values = values.masked_fill(rest <= noise * rest[:, :1], 0.0)
+    total = values.sum(dim=1, keepdim=True)
+    return torch.where(total > floor, values / total, 0.0)
 
 
 def nearest_in_draws(gram: ClassGram, draws: Draws, definition: str) -> Tensor:
@@ -141,22 +299,6 @@ def nearest_in_draws(gram: ClassGram, draws: Draws, definition: str) -> Tensor:
         least = value.masked_fill(~member[at], torch.inf).amin(dim=1)
         columns.append(torch.minimum(least, farthest).masked_fill_(~member, torch.inf))
     return torch.stack(columns, dim=1)
-
-
-def _shares(block: Tensor, dim: int, floor: Tensor, dtype: torch.dtype) -> Tensor:
-    """Eigenvalues over their sum of (r, m, m) Gram matrices, centred here, falling."""
-    floor = torch.maximum(floor, _ZERO_SHARE * trace(block).unsqueeze(1))
-    row = block.mean(dim=2, keepdim=True)
-    block = block - row - row.transpose(1, 2) + row.mean(dim=1, keepdim=True)
-    with one_thread():
-        values = torch.linalg.eigvalsh(block)
-    values = values.flip(1)[:, : min(block.shape[1], dim)].clamp(min=0)
-    # Rounding spreads about this share over terms that are 0, and Q takes the root of its entropy.
-    noise = torch.finfo(dtype).eps / 2 * math.sqrt(block.shape[1])
-    rest = values.flip(1).cumsum(dim=1).flip(1)
-    values = values.masked_fill(rest <= noise * rest[:, :1], 0.0)
-    total = values.sum(dim=1, keepdim=True)
-    return torch.where(total > floor, values / total, 0.0)
 
 
 def terms_to(shares: Tensor, share: float) -> Tensor:
@@ -186,6 +328,6 @@ def quantile(x: Tensor, q: float) -> Tensor:
     return below + (place - low) * (above - below)
 
 
-def trace(u: Tensor) -> Tensor:
+def _trace(u: Tensor) -> Tensor:
     """Trace of each of (r, m, m) matrices."""
     return u.diagonal(dim1=1, dim2=2).sum(dim=1)

@@ -8,13 +8,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from geomkd.common.checks import check_int
-from geomkd.geometry.draws import Draws
+from geomkd.common.checks import check_int, check_number
 from geomkd.geometry.gram import ClassGram
-from geomkd.geometry.precision import ZERO_VARIANCE, exact_arithmetic
+from geomkd.geometry.neighbours import Neighbours
+from geomkd.geometry.precision import exact_arithmetic
 from geomkd.geometry.row_blocks import nearest_rows, sums_over_classes, sums_over_labels, walk
-from geomkd.geometry.split import check_share, held_out
+from geomkd.geometry.sample_draws import SampleDraws
+from geomkd.geometry.split import held_out
+from geomkd.measures.measure import Measure
 from geomkd.measures.null import WithNull, against_null
+
+K = 15  # neighbours that vote
+TEST_SHARE = 0.3  # held out by nearest_class_mean
 
 Score = Callable[[Tensor], Tensor]  # (n,) class indices -> 0-d
 Sums = Callable[[Tensor], Tensor]  # (b, n) values -> (b, C, Q) sums over each class
@@ -24,7 +29,7 @@ Sums = Callable[[Tensor], Tensor]  # (b, n) values -> (b, C, Q) sums over each c
 
 
 def knn_accuracy(
-    features: Any, labels: Any, *, k: int = 15, null: int = 0, seed: int = 0
+    features: Any, labels: Any, *, k: int = K, null: int = 0, seed: int = 0
 ) -> Tensor | WithNull:
     """Leave-one-out accuracy of the vote of the k nearest neighbours.
 
@@ -35,7 +40,8 @@ def knn_accuracy(
     labels : Tensor or ndarray, shape (n,) or (n, C)
         Integers, or scores of which the largest counts.
     k : int
-        Neighbours that vote, 1 <= k < n; a tie goes to the class of the lowest label.
+        Neighbours that vote, 1 <= k < n; at most n // C - 1 do, the mates that a row has in a class
+        of average size. A tie goes to the class of the lowest label.
     null : int
         Permutations of the labels to hold the score against; 0 for none.
     seed : int
@@ -53,9 +59,13 @@ def knn_accuracy(
 
     Notes
     -----
-    Euclidean distance. An equal row of another label is a neighbour as any other: duplicates are
-    not dropped, and where they are split over training and deployment the score says too much.
-    Chance is near 1 / C. Cost: n^2 d multiplications, memory n^2 numbers.
+    Euclidean distance. With more voters than a row has mates, strangers outvote them: of 1,000 far
+    apart classes of 5 samples, 15 neighbours got 0.003 right. Hence the cap, in half-samples too.
+
+    An equal row of another label is a neighbour as any other: duplicates are not dropped, and where
+    they are split over training and deployment the score says too much. Chance is near 1 / C.
+
+    Cost: n^2 d multiplications, memory n^2 numbers.
 
     Examples
     --------
@@ -73,23 +83,30 @@ def knn_accuracy(
         return against_null(knn_score(gram, k), gram.class_of, null, seed)
 
 
-def knn_score(gram: ClassGram, k: int) -> Score:
+def knn_score(gram: ClassGram, k: int = K) -> Score:
     """`knn_accuracy` as a function of the class indices of a Gram matrix's rows."""
-    at = nearest_rows(gram, k).index
-    every = torch.ones_like(at, dtype=torch.bool)
+    near, everyone = nearest_rows(gram, k), torch.ones_like(gram.class_of, dtype=torch.bool)
 
     def score(index: Tensor) -> Tensor:
-        return knn_hits(index[at], every, index, gram.n_classes, k).double().mean()
+        return _knn(near, everyone, index, gram.n_classes, k)
 
     return score
 
 
-def knn_hits(near: Tensor, valid: Tensor, own: Tensor, n_classes: int, k: int) -> Tensor:
-    """Whether the first k valid of (n, K) neighbours' classes vote for a row's own: (n,)."""
-    voting = valid & (valid.cumsum(dim=1) <= k)
-    votes = torch.zeros(len(near), n_classes, dtype=torch.float32, device=near.device)
-    votes.scatter_add_(1, near, voting.to(votes.dtype))
-    return votes.argmax(dim=1) == own
+def drawn_knn_accuracy(gram: ClassGram, near: Neighbours, member: Tensor) -> Tensor:
+    """`knn_accuracy` of each draw, (R,)."""
+    given = (gram.class_of, gram.n_classes, K)
+    return torch.stack([_knn(near, drawn, *given) for drawn in member.T])
+
+
+def _knn(near: Neighbours, drawn: Tensor, index: Tensor, n_classes: int, k: int) -> Tensor:
+    """Accuracy within the drawn rows of the vote of each one's first neighbours among them."""
+    voters = (drawn.sum() // n_classes - 1).clamp(min=1, max=k)
+    valid = drawn[near.index] & near.sq_distance.isfinite()
+    voting = valid & (valid.cumsum(dim=1) <= voters)
+    votes = torch.zeros(len(index), n_classes, dtype=torch.float32, device=index.device)
+    votes.scatter_add_(1, index[near.index], voting.to(votes.dtype))
+    return ((votes.argmax(dim=1) == index) & drawn).sum() / drawn.sum().double()
 
 
 # ---- silhouette ----------------------------------------------------------------------------------
@@ -150,9 +167,16 @@ def silhouette_score(gram: ClassGram) -> Score:
         sums = sums_over_labels(own, every, gram.n_classes)
         reader = Silhouettes(own, every, gram.n_classes, sums)
         walk(gram, [reader], sums=gram.n_classes)
-        return reader.means()[0]
+        return reader.found()[0]
 
     return score
+
+
+def drawn_silhouettes(gram: ClassGram, draws: SampleDraws) -> Silhouettes:
+    """Reader for `silhouette` of each draw."""
+    member = draws.member.double()
+    sums = sums_over_classes(gram, member)
+    return Silhouettes(gram.class_of.unsqueeze(1), member, gram.n_classes, sums)
 
 
 class Silhouettes:
@@ -188,7 +212,7 @@ class Silhouettes:
         value = torch.where((larger > 0) & (mates > 0), (other - within) / larger, 0.0)
         self.values[rows] = value * self.member[rows]
 
-    def means(self) -> Tensor:
+    def found(self) -> Tensor:
         """Mean silhouette of each subset, (Q,)."""
         return self.values.sum(dim=0) / self.member.sum(dim=0)
 
@@ -197,7 +221,7 @@ class Silhouettes:
 
 
 def nearest_class_mean(
-    features: Any, labels: Any, *, test_share: float = 0.3, null: int = 0, seed: int = 0
+    features: Any, labels: Any, *, test_share: float = TEST_SHARE, null: int = 0, seed: int = 0
 ) -> Tensor | WithNull:
     """Held-out accuracy of the nearest class mean.
 
@@ -240,13 +264,13 @@ def nearest_class_mean(
     >>> nearest_class_mean(torch.eye(3)[labels], labels)
     tensor(1., dtype=torch.float64)
     """
-    share = check_share(test_share)
+    share = check_number(test_share, "test_share", above=0, below=1)
     gram = ClassGram.of(features, labels)
     with exact_arithmetic(gram.device):
         return against_null(nearest_mean_score(gram, share, seed), gram.class_of, null, seed)
 
 
-def nearest_mean_score(gram: ClassGram, share: float, seed: int) -> Score:
+def nearest_mean_score(gram: ClassGram, share: float = TEST_SHARE, seed: int = 0) -> Score:
     """`nearest_class_mean` as a function of the class indices of a Gram matrix's rows."""
     back, names = torch.argsort(gram.order), torch.arange(gram.n_classes, device=gram.device)
 
@@ -261,6 +285,19 @@ def nearest_mean_score(gram: ClassGram, share: float, seed: int) -> Score:
         return (hits & test).sum() / test.sum().double()
 
     return score
+
+
+def drawn_nearest_means(gram: ClassGram, draws: SampleDraws) -> NearestMeans:
+    """Reader for `nearest_class_mean` of each draw, split as the public function splits it."""
+    train, test = torch.zeros_like(draws.member), torch.zeros_like(draws.member)
+    for q, member in enumerate(draws.member.T):
+        rows = draws.rows_of(member)
+        masks = held_out(draws.index[rows], draws.n_classes, TEST_SHARE, draws.seed)
+        for table, mask in zip((train, test), masks, strict=True):
+            whole = torch.zeros(draws.n, dtype=torch.bool, device=member.device)
+            whole[rows[mask]] = True
+            table[:, q] = whole[draws.order]
+    return NearestMeans(gram, train, test)
 
 
 class NearestMeans:
@@ -289,96 +326,20 @@ class NearestMeans:
         nearest = self.sums(dots).mul_(-2).add_(self.mean_sq).argmin(dim=1)
         self.hits[rows] = nearest == self.gram.class_of[rows, None]
 
-    def accuracies(self) -> Tensor:
+    def found(self) -> Tensor:
         """Held-out accuracy of each split, (Q,)."""
         return (self.hits & self.test).sum(dim=0) / self.test.sum(dim=0).double()
 
 
-# ---- scatter -------------------------------------------------------------------------------------
-
-
-def fisher_ratio(features: Any, labels: Any, *, null: int = 0, seed: int = 0) -> Tensor | WithNull:
-    """Scatter between classes over scatter within: tr S_b / tr S_w.
-
-    Parameters
-    ----------
-    features : Tensor or ndarray, shape (n, ...)
-        Flattened to (n, d); any floating-point type and device.
-    labels : Tensor or ndarray, shape (n,) or (n, C)
-        Integers, or scores of which the largest counts.
-    null, seed : int
-        Permutations of the labels to hold the score against, and their seed.
-
-    Returns
-    -------
-    Tensor, shape (), or WithNull
-        At least 0, float64, on the features' device.
-
-    Raises
-    ------
-    TypeError, ValueError
-        As `geomkd.knowledge_quality`.
-
-    Notes
-    -----
-    tr S_b = sum_a n_a abs(m_a - m)^2 and tr S_w = sum_a sum_i abs(x_i - m_a)^2. Inf where all
-    classes are single points, 0 where all rows are equal. Pure noise has (C - 1) / (n - C), which
-    ``null=`` measures: not 0.
-
-    Cost: as a Gram matrix, n^2 d multiplications; n^2 more a permutation.
-
-    References
-    ----------
-    Fisher. The use of multiple measurements in taxonomic problems. Annals of Eugenics 7, 1936.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from geomkd.measures import fisher_ratio
-    >>> x = torch.tensor([[-2.0], [-1.0], [1.0], [2.0]])
-    >>> fisher_ratio(x, torch.tensor([0, 0, 1, 1]))
-    tensor(9., dtype=torch.float64)
-    """
-    gram = ClassGram.of(features, labels)
-    with exact_arithmetic(gram.device):
-        return against_null(fisher_score(gram), gram.class_of, null, seed)
-
-
-def fisher_score(gram: ClassGram) -> Score:
-    """`fisher_ratio` as a function of the class indices of a Gram matrix's rows."""
-    value = fisher_ratio_from(gram, Draws.all_of(gram.classes.sizes, gram.device))[0]
-    names, total = torch.arange(gram.n_classes, device=gram.device), gram.centred_sq.sum()
-
-    def score(index: Tensor) -> Tensor:
-        if index is gram.class_of:
-            return value
-        hot = (index.unsqueeze(1) == names).double()
-        between = ((hot * gram.dot_times(hot)).sum(dim=0) / hot.sum(dim=0)).sum()  # about the mean
-        return ratio(between, total - between, gram.raw_sq.sum())
-
-    return score
-
-
-def fisher_ratio_from(gram: ClassGram, draws: Draws) -> Tensor:
-    """Ratio tr S_b / tr S_w of each draw, (R,)."""
-    if draws.whole:
-        parts = gram.between_sq(), gram.residual_sq.sum(), gram.raw_sq.sum()
-        return ratio(*parts).unsqueeze(0)
-    member = draws.member.double()
-    within = member.T @ gram.residual_sq
-    for a, (s, e) in enumerate(gram.spans):
-        part = member[s:e]
-        within -= (part * (gram.class_residual_gram(a) @ part)).sum(dim=0) / draws.sizes[a]
-    about = (member * gram.dot_times(member)).sum(dim=0) / sum(draws.sizes)
-    total = member.T @ gram.centred_sq - about
-    return ratio(total - within, within, member.T @ gram.raw_sq)
-
-
-def ratio(above: Tensor, below: Tensor, raw_sq: Tensor) -> Tensor:
-    """Quotient of two sums of squares; 0 where all is rounding, inf where only the lower one is 0.
-
-    ``raw_sq``, the sum of squares about the origin, tells scatter from rounding.
-    """
-    above, below = above.clamp(min=0), below.clamp(min=0)
-    varies = (above > 0) & (above + below > ZERO_VARIANCE * raw_sq)
-    return torch.where(varies, above / below, 0.0)
+ROWS = (
+    Measure("knn_accuracy", "neighbours", drawn_knn_accuracy, supervised=True, score=knn_score),
+    Measure("silhouette", "rows", drawn_silhouettes, supervised=True, score=silhouette_score),
+    Measure(
+        "nearest_class_mean",
+        "rows",
+        drawn_nearest_means,
+        supervised=True,
+        seeded=True,
+        score=nearest_mean_score,
+    ),
+)

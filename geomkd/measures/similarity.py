@@ -15,6 +15,7 @@ from torch import Tensor
 from geomkd.common.checks import as_features, check_finite
 from geomkd.geometry.precision import COLUMNS, ZERO_VARIANCE, exact_arithmetic
 from geomkd.geometry.principal import Principal, principal
+from geomkd.measures.measure import Measure
 
 BLOCK = 512  # rows of a block of the triangle
 _AT_ONCE = 2**18  # float64 numbers of all layers' rows multiplied at a time: 2 MB stay in cache
@@ -384,3 +385,6 @@ def _checked(x: Any, y: Any, least: int) -> tuple[Tensor, Tensor]:
         if not bool(torch.isfinite(torch.stack(torch.aminmax(features))).all()):
             check_finite(features, name)  # which counts the rows, in more time
     return x, y
+
+
+ROWS = (Measure("cka_to_last", "kept", cka_from),)

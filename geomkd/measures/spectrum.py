@@ -1,23 +1,25 @@
 """How many directions a layer varies in: measures of the spectrum of its covariance.
 
 s_k are the singular values of the n centred rows, l_k = s_k^2 / n the variances along the principal
-axes. Cores take the positive s_k^2, falling, check nothing and work on tensors alone.
+axes. Cores take the positive s_k^2, falling. The cost is that of `geometry.principal.principal`.
 """
 
 from __future__ import annotations
 
-import numbers
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from geomkd.common.checks import check_int
+from geomkd.common.checks import check_choice, check_int, check_number
 from geomkd.geometry.precision import inverse
 from geomkd.geometry.principal import Principal, principal
+from geomkd.measures.measure import Measure
 from geomkd.measures.quality_statistics import entropy_nats, terms_to
 
 SPECTRA = ("singular", "eigenvalues")
+THRESHOLD = 0.9  # of the variance, in pca_dimension
 FIT = (11, 100)  # ranks, as in the published code: its range(10, 100) counts from 0
 _ISOTROPY_FLOOR = 1e-6  # as published
 
@@ -40,11 +42,9 @@ def participation_ratio_from(sq_singular: Tensor) -> Tensor:
 
 def debiased_participation_ratio_from(found: Principal) -> Tensor:
     """Ratio of the unbiased estimates of (tr C)^2 and tr C^2; centred, at least 4 rows."""
-    square_of_trace, trace_of_square, tolerance = _distinct_rows(found)
-    ratio = torch.where(
-        trace_of_square > tolerance[1], square_of_trace / trace_of_square, torch.inf
-    )
-    return torch.where(square_of_trace > tolerance[0], ratio, 0.0)
+    above, below, tolerance = _distinct_rows(found)
+    ratio = torch.where(below > tolerance[1], above / below, torch.inf)
+    return torch.where(above > tolerance[0], ratio, 0.0)
 
 
 def spectral_entropy_from(sq_singular: Tensor, on: str) -> Tensor:
@@ -91,18 +91,12 @@ def _rounding(n: int, dim: int) -> float:
 
 
 def _distinct_rows(found: Principal) -> tuple[Tensor, Tensor, tuple[float, Tensor]]:
-    """Estimates of (tr C)^2 and tr C^2 in units of (sum of s_k^2)^2, and what in them is rounding.
-
-    Means over distinct rows i, j, k, l of a^2 b^2 / 4 and (a.b)^2 / 4, where a = x_i - x_j and
-    b = x_k - x_l are independent of covariance 2 C. Inclusion and exclusion of the indices that
-    coincide leaves T = sum_i g_ii, sum_ij g_ij^2 and sum_i g_ii^2 of the centred Gram matrix g,
-    whose rows sum to 0. Here all are divided by T^2, which is 0 without variance.
-    """
+    """Estimates of (tr C)^2 and tr C^2 over T^2 (see `participation_ratio`), and their rounding."""
     n, total = found.n, found.sq_singular.sum()
     sq_dots = _shares(found.sq_singular).square().sum()
     sq_norms = found.coordinates.square().sum(dim=1) * inverse(total)
     own = n * (n - 1) * sq_norms.square().sum()
-    one = (total > 0).to(total.dtype)
+    one = (total > 0).to(total.dtype)  # T^2 / T^2, which is 0 without variance
     quadruples = n * (n - 1) * (n - 2) * (n - 3)
     square_of_trace = (n * n - 3 * n + 1) * one + 2 * sq_dots - own
     pairs = (n - 1) * (n - 2) * sq_dots + one
@@ -114,7 +108,7 @@ def _distinct_rows(found: Principal) -> tuple[Tensor, Tensor, tuple[float, Tenso
 # ---- public --------------------------------------------------------------------------------------
 
 
-def pca_dimension(features: Any, *, threshold: float = 0.9, center: bool = True) -> Tensor:
+def pca_dimension(features: Any, *, threshold: float = THRESHOLD, center: bool = True) -> Tensor:
     """Fewest principal components that hold a share of the variance.
 
     Parameters
@@ -124,7 +118,7 @@ def pca_dimension(features: Any, *, threshold: float = 0.9, center: bool = True)
     threshold : float
         Share of the variance, above 0, at most 1.
     center : bool
-        Subtract the mean of the rows; without it, shares are of the sum of squares.
+        Subtract the mean of the rows first.
 
     Returns
     -------
@@ -139,12 +133,8 @@ def pca_dimension(features: Any, *, threshold: float = 0.9, center: bool = True)
     Notes
     -----
     min m with ``sum_{k <= m} l_k >= threshold * sum_k l_k``, ties up to rounding. At most
-    min(n - 1, d). Variances below max(n, d) eps of the largest are taken as 0.
-
-    What it does not mean: a small sample has a small dimension, so compare at equal n. Uncentred, a
-    layer with a large common offset has dimension 1.
-
-    Cost: that of `geomkd.geometry.principal.principal`.
+    min(n - 1, d): a small sample has a small dimension, so compare at equal n. Variances below
+    max(n, d) eps of the largest are taken as 0. Uncentred, a large common offset gives 1.
 
     Examples
     --------
@@ -154,7 +144,7 @@ def pca_dimension(features: Any, *, threshold: float = 0.9, center: bool = True)
     >>> pca_dimension(torch.cat([axes, -axes]))  # ten equal variances
     tensor(9., dtype=torch.float64)
     """
-    threshold = _check_threshold(threshold)
+    threshold = check_number(threshold, "threshold", above=0, most=1)
     found = principal(features, center=center)
     return pca_dimension_from(found.sq_singular, found.n, found.dim, threshold)
 
@@ -167,14 +157,13 @@ def participation_ratio(features: Any, *, debiased: bool = False) -> Tensor:
     features : Tensor or ndarray, shape (n, ...)
         Flattened to (n, d); any floating-point type and device.
     debiased : bool
-        Estimate the ratio of the distribution that the rows were drawn from, not that of the
-        sample.
+        Estimate the ratio of the distribution that the rows are of, not that of the sample.
 
     Returns
     -------
     Tensor, shape ()
-        Float64, at least 1; 0 where all rows are equal. Debiased, also 0 where all rows but one
-        are, and inf where no two distinct differences of rows have a direction in common.
+        Float64, at least 1; 0 where all rows are equal (debiased: or all but one), debiased inf
+        where no two distinct differences of rows have a direction in common.
 
     Raises
     ------
@@ -187,29 +176,21 @@ def participation_ratio(features: Any, *, debiased: bool = False) -> Tensor:
 
     The plain one is between 1 and min(n - 1, d) and mostly tells n where n is small: for white
     noise it is about n d / (n + d), not d. Debiased, it is the ratio of unbiased estimates of
-    (tr C)^2 and tr C^2: of the means over all distinct rows i, j, k, l of
-    ``|x_i - x_j|^2 |x_k - x_l|^2 / 4`` and ``((x_i - x_j).(x_k - x_l))^2 / 4``. With g the centred
-    Gram matrix, T its trace, B = sum_ij g_ij^2 and D = sum_i g_ii^2, these are ::
+    (tr C)^2 and tr C^2, means over distinct rows. With g the centred Gram matrix, T its trace,
+    B = sum_ij g_ij^2 and D = sum_i g_ii^2, these are ::
 
         ((n^2 - 3 n + 1) T^2 + 2 B - n (n - 1) D) / (n (n - 1) (n - 2) (n - 3))
         ((n - 1) (n - 2) B + T^2 - n (n - 1) D) / (n (n - 1) (n - 2) (n - 3))
 
-    for independent rows of any one distribution with finite variance. Their ratio is not itself
-    unbiased: in 2,000 samples of white noise (n = 30, d = 100) it was 100.7 on average with a
-    standard deviation of 7.1, the plain one 22.3. It may exceed n and even d.
-
-    What it does not mean: of a regular simplex the second estimate is 0 and the ratio inf, as no
-    dimension is too large for such a sample. Duplicate rows are not independent and pull it down.
-    It makes up for few rows, not for features that are themselves a sample of more.
-
-    Cost: that of `geomkd.geometry.principal.principal`, and n r.
+    Their ratio is not itself unbiased: in 2,000 samples of white noise (n = 30, d = 100) it was
+    100.7 on average with a standard deviation of 7.1, the plain one 22.3. It may exceed n and d.
+    Duplicate rows are not independent and pull it down.
 
     References
     ----------
     Recanatesi et al. A scale-dependent measure of system dimensionality. Patterns 2022.
-    Chun, Canatar, Chung, Lee. Estimating Dimensionality of Neural Representations from Finite
-    Samples. arXiv 2509.26560. Zhou, Guo. A note on the unbiased estimator of Sigma^2. Statistics
-    and Probability Letters 2017.
+    Chun, Canatar, Chung, Lee. arXiv 2509.26560. Zhou, Guo. A note on the unbiased estimator of
+    Sigma^2. Statistics and Probability Letters 2017.
 
     Examples
     --------
@@ -254,14 +235,10 @@ def spectral_entropy(features: Any, *, on: str = "singular", center: bool = True
 
     Notes
     -----
-    ``-sum p_k log p_k`` with p_k = s_k / sum s or s_k^2 / sum s^2, and 0 log 0 = 0. Published code
-    adds a constant to every p_k instead, which counts directions that are not there. Singular
-    values below sqrt(max(n, d) eps) of the largest are taken as 0.
-
-    What it does not mean: the singular values weigh a small noise in many directions far more than
-    the variances do; a small sample has a small entropy, so compare at equal n.
-
-    Cost: that of `geomkd.geometry.principal.principal`.
+    ``-sum p_k log p_k`` with p_k = s_k / sum s or s_k^2 / sum s^2, and 0 log 0 = 0. Singular values
+    below sqrt(max(n, d) eps) of the largest are taken as 0. The singular values weigh a small noise
+    in many directions far more than the variances do; a small sample has a small entropy, so
+    compare at equal n.
 
     References
     ----------
@@ -275,7 +252,7 @@ def spectral_entropy(features: Any, *, on: str = "singular", center: bool = True
     >>> spectral_entropy(torch.cat([axes, -axes]))  # log 10
     tensor(2.3026, dtype=torch.float64)
     """
-    _check_spectrum(on)
+    check_choice(on, "on", SPECTRA)
     return spectral_entropy_from(principal(features, center=center).sq_singular, on)
 
 
@@ -292,18 +269,13 @@ def effective_rank(features: Any, *, on: str = "singular", center: bool = True) 
 
     Notes
     -----
-    ``exp(-sum p_k log p_k)``. With 1e-5 added to every p_k, ten equal directions of 2,048 come out
-    as 12.65; here they are 10.
-
-    What it does not mean: as for `spectral_entropy`. Uncentred, a common offset pulls it to 1.
-
-    Cost: that of `geomkd.geometry.principal.principal`.
+    ``exp(-sum p_k log p_k)``. With 1e-5 added to every p_k, as published code does, ten equal
+    directions of 2,048 come out as 12.65; here they are 10. Uncentred, a common offset pulls it
+    to 1.
 
     References
     ----------
-    Roy, Vetterli. The effective rank: a measure of effective dimensionality. EUSIPCO 2007.
-    Garrido, Balestriero, Najman, LeCun. RankMe: Assessing the downstream performance of pretrained
-    self-supervised representations by their rank. ICML 2023.
+    As in `spectral_entropy`; Garrido, Balestriero, Najman, LeCun. RankMe. ICML 2023.
 
     Examples
     --------
@@ -313,7 +285,7 @@ def effective_rank(features: Any, *, on: str = "singular", center: bool = True) 
     >>> effective_rank(torch.cat([axes, -axes]))
     tensor(10.0000, dtype=torch.float64)
     """
-    _check_spectrum(on)
+    check_choice(on, "on", SPECTRA)
     return effective_rank_from(principal(features, center=center).sq_singular, on)
 
 
@@ -325,8 +297,7 @@ def power_law_alpha(features: Any, *, fit: tuple[int, int] = FIT, center: bool =
     features : Tensor or ndarray, shape (n, ...)
         Flattened to (n, d); any floating-point type and device.
     fit : tuple of two int
-        First and last rank k that are fitted, counted from 1, both included. A last rank beyond
-        the layer's is cut to it.
+        First and last rank k that are fitted, from 1, both included, cut to the layer's rank.
     center : bool
         Subtract the mean of the rows first.
 
@@ -334,7 +305,7 @@ def power_law_alpha(features: Any, *, fit: tuple[int, int] = FIT, center: bool =
     -------
     Tensor, shape ()
         Float64. NaN where fewer than two ranks of the range are there, so also where all rows are
-        equal: what is not there has no exponent, and 0 would say that all variances are equal.
+        equal.
 
     Raises
     ------
@@ -343,20 +314,16 @@ def power_law_alpha(features: Any, *, fit: tuple[int, int] = FIT, center: bool =
 
     Notes
     -----
-    Minus the slope of log l_k on log k by least squares with weights 1 / k, as published: on the
-    logarithmic axis every stretch counts alike. The default leaves out the first ten ranks, as
-    published.
+    Minus the slope of log l_k on log k by least squares with weights 1 / k, and without the first
+    ten ranks, as published.
 
-    What it does not mean: alpha depends on the range, and a layer of rank below 100 is fitted over
-    a shorter one by default, to its last and steepest ranks; give ``fit`` to compare layers of
-    unlike width. Few samples steepen the tail: alpha of white noise is 0 only for n far above d.
-
-    Cost: that of `geomkd.geometry.principal.principal`.
+    Alpha depends on the range: a layer of rank below 100 is fitted over a shorter one, to its last
+    and steepest ranks; give ``fit`` to compare layers of unlike width. Few samples steepen the
+    tail: alpha of white noise is 0 only for n far above d.
 
     References
     ----------
-    Agrawal, Mondal, Ghosh, Richards. alpha-ReQ: Assessing Representation Quality in Self-Supervised
-    Learning by measuring eigenspectrum decay. NeurIPS 2022.
+    Agrawal, Mondal, Ghosh, Richards. alpha-ReQ. NeurIPS 2022.
 
     Examples
     --------
@@ -391,20 +358,16 @@ def isotropy(features: Any) -> Tensor:
     Notes
     -----
     ``mean(l) / (std(l) + 1e-6)`` over the min(n, d) eigenvalues l of the centred covariance (which
-    divides by n), with the population standard deviation. Eigenvalues that are 0 count as 0, in the
-    mean and in the standard deviation: for d >= n there is always one, from centring. Nothing is
-    clamped; eigenvalues below max(n, d) eps of the largest are taken as 0.
+    divides by n), with the population standard deviation. Eigenvalues of 0 count (for d >= n there
+    is always one, from centring); those below max(n, d) eps of the largest are taken as 0.
 
-    What it does not mean: it has no upper bound, 1 is not perfect. The 1e-6 is absolute, so scale
-    does not matter only while the standard deviation is far above it. Equal variances give their
-    mean times 1e6, and so does a layer of one feature, which has no spread. Compare at equal n.
-
-    Cost: that of `geomkd.geometry.principal.principal`.
+    It has no upper bound, 1 is not perfect. The 1e-6 is absolute: scale does not matter only while
+    the standard deviation is far above it. Equal variances give their mean times 1e6, and so does a
+    layer of one feature, which has no spread. Compare at equal n.
 
     References
     ----------
-    Batra et al. Uncovering the Latent Potential of Deep Intermediate Representations. ICML 2026,
-    arXiv 2605.23033.
+    Batra et al. LOES. ICML 2026, arXiv 2605.23033.
 
     Examples
     --------
@@ -418,21 +381,22 @@ def isotropy(features: Any) -> Tensor:
     return isotropy_from(found.sq_singular, found.n, found.dim)
 
 
-def _check_threshold(threshold: Any) -> float:
-    if isinstance(threshold, bool) or not isinstance(threshold, numbers.Real):
-        raise TypeError(f"threshold must be a number; got {type(threshold).__name__} {threshold!r}")
-    if not 0 < threshold <= 1:
-        raise ValueError(f"threshold must be above 0 and at most 1; got {threshold}")
-    return float(threshold)
-
-
-def _check_spectrum(on: Any) -> None:
-    if on not in SPECTRA:
-        raise ValueError(f"on must be one of {SPECTRA}; got {on!r}")
-
-
 def _check_fit(fit: Any) -> tuple[int, int]:
     if not isinstance(fit, (tuple, list)) or len(fit) != 2:
         raise TypeError(f"fit must be two ranks (first, last), counted from 1; got {fit!r}")
     first = check_int(fit[0], "the first rank of fit", least=1)
     return first, check_int(fit[1], "the last rank of fit", least=first + 1)
+
+
+def _row(name: str, of: Callable[[Principal], Tensor], center: bool | None = None) -> Measure:
+    return Measure(name, "spectrum", lambda found, *_: of(found), center=center)
+
+
+ROWS = (
+    _row("pca_dimension", lambda p: pca_dimension_from(p.sq_singular, p.n, p.dim, THRESHOLD)),
+    _row("participation_ratio", lambda p: participation_ratio_from(p.sq_singular), center=True),
+    _row("spectral_entropy", lambda p: spectral_entropy_from(p.sq_singular, "singular")),
+    _row("effective_rank", lambda p: effective_rank_from(p.sq_singular, "singular")),
+    _row("power_law_alpha", lambda p: power_law_alpha_from(p.sq_singular, FIT)),
+    _row("isotropy", lambda p: isotropy_from(p.sq_singular, p.n, p.dim), center=True),
+)

@@ -1,20 +1,20 @@
-"""Transfer scores: how well a linear or Gaussian reader would do on a layer, without training one.
+"""Transfer scores: how well a linear or Gaussian reader would do, without training one.
 
-All three are made for comparing features of the same samples and labels, and for nothing else.
+Made for comparing features of the same samples and labels, and for nothing else.
 """
 
 from __future__ import annotations
 
 import math
-import numbers
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from geomkd.common.checks import as_classes, as_features, check_int
+from geomkd.common.checks import as_classes, as_features, check_int, check_number
 from geomkd.geometry.precision import exact_arithmetic, inverse
 from geomkd.geometry.principal import Principal, principal
+from geomkd.measures.measure import Measure
 from geomkd.measures.null import WithNull, against_null
 
 NOISE_FLOOR = 1e-6  # of a target's mean square: the least noise that logme allows
@@ -63,26 +63,18 @@ def logme(
         2 log N = n log(beta / 2 pi) - sum_i log(1 + s_i / t) - beta Q(t),
         Q(t) = sum_i (u_i'y)^2 t / (t + s_i) + the square of what of y is outside the span.
 
-    d enters through r alone: the d - r directions in which F is zero add (d - r) log(alpha) to the
-    log determinant and to the prior alike. The authors' code leaves them out of one of the two,
-    which for n < d gives other numbers.
+    d enters through r alone (the authors' code gives other numbers for n < d).
 
-    Where the features reproduce a target exactly and are of rank below n (collapsed classes, or a
-    repeated row of a wide layer) the evidence has no bound. The noise 1 / beta is therefore at
-    least 1e-6 of the target's mean square, at which such a target reaches at most
-    -log(2 pi 1e-6 y'y / n) / 2. Where alpha has no bound (no signal, all features zero), the limit
-    is taken. Equal rows that are not zero are an intercept, with ``center`` nothing.
+    Where features of rank below n reproduce a target exactly (collapsed classes, a repeated row of
+    a wide layer) the evidence has no bound: the noise 1 / beta is at least 1e-6 of the target's
+    mean square. Where alpha has no bound (no signal, all features zero), the limit is
+    taken. The highest of several maxima is found on a grid of t and refined by bisection; the
+    published fixed point need not converge (on noise, not in 3,000 updates).
 
-    The maximum is a fixed point of t = gamma |y - F m|^2 / ((n - gamma) |m|^2), m the posterior
-    mean and gamma = sum_i s_i / (t + s_i), the update that You et al. iterate. There can be
-    several: the highest is taken, found on a grid of t and refined by bisection on the update's
-    direction, which is that of the slope. (On noise, 3,000 updates from t = 1 do not converge.)
-
-    Translation: without ``center`` the mean of the features is what stands in for an intercept,
-    and moving the features changes the score. With it, features and targets are taken about their
-    means, which is the evidence of the n - 1 contrasts between samples, per contrast; translation
-    leaves that alone. The two are not to be compared. Scale and rotation matter to neither.
-    An offset of m standard deviations costs the uncentred score about 2 log10(m) of its 16 digits.
+    Without ``center`` the mean of the features stands in for an intercept, and moving them changes
+    the score. With it, features and targets are taken about their means: the evidence of the n - 1
+    contrasts between samples, per contrast. The two are not to be compared. Scale and rotation
+    matter to neither.
 
     Not an accuracy: the squared error of 0/1 targets is the measure, so more and smaller classes
     score higher at chance (C classes of equal size: -log(2 pi / C) / 2 - 1 / 2).
@@ -225,12 +217,10 @@ def h_score(
     S is a multiple of I. With a = 0, S^-1 is the pseudo-inverse. Where all rows are equal: 0.
 
     S = B + (covariance within classes), so shrinking S shrinks B: the factor 1 - a, as Ibrahim et
-    al. have it. Without, pure noise scores high (n = 500, d = 8000, 10 classes: 135, against 9.1
-    where class means are ten standard deviations wide), and nothing bounds the score by C - 1.
-
-    With a = 0 and n <= d every layer scores C - 1, noise too. With Ledoit-Wolf the score also says
-    how far the covariance is from a multiple of I: features whose few directions are all equally
-    wide are taken for noise, whatever their classes.
+    al. have it. Without, pure noise scores 135 (n = 500, d = 8000, 10 classes; 9.1 where class
+    means are ten standard deviations wide). With a = 0 and n <= d every layer scores C - 1, noise
+    too. With Ledoit-Wolf, features whose few directions are all equally wide are taken for noise,
+    whatever their classes.
 
     Cost: `principal` and n r C multiplications, again for each permutation; nothing of size d x d.
 
@@ -320,18 +310,15 @@ def gbc(
     Notes
     -----
     -sum over a != b of exp(-D_ab): both (a, b) and (b, a), and no division by their number, as in
-    the authors' code (where one variance a class, "spherical", is the default). With
-    means m and variances v (population) of the classes on each axis,
+    the authors' code. With means m and variances v (population) of the classes on each axis,
     D_ab = sum (m_a - m_b)^2 / (4 (v_a + v_b)) + 1/2 sum log((v_a + v_b) / (2 sqrt(v_a v_b))).
 
-    Each v is at least 1e-4 of the mean variance of the kept axes over all samples. The published
-    floor is 1e-4 itself, and the score then depends on the features' scale. The floor is also the
-    variance of a class that does not vary, of equal rows. Where all rows are equal: -C (C - 1).
+    Each v is at least 1e-4 of the mean variance of the kept axes over all samples (published: 1e-4
+    itself, which depends on the features' scale). Where all rows are equal: -C (C - 1).
 
     Of few samples a class, estimated Gaussians are far apart even where the classes are one: pure
     noise in 512 features and 10 classes scores -77 with 2,000 samples, -1.5 with 100. Use ``null``.
-    Sizes of classes do not count. Across axes of equal variance, and at the cut between equal
-    variances, the choice of principal axes is arbitrary and so, there, is the score.
+    Between equal variances the choice of principal axes is arbitrary, and so is the score.
 
     Cost: `principal`, 2 n k C and C^2 k multiplications with k components, again for each
     permutation.
@@ -398,14 +385,12 @@ def _checked(features: Any, labels: Any) -> tuple[Tensor, Tensor, int]:
 
 
 def _checked_shrinkage(value: Any) -> str | float:
-    if isinstance(value, str) and value == "ledoit_wolf":
-        return value
-    if isinstance(value, bool) or not isinstance(value, (str, numbers.Real)):
-        raise TypeError(
-            f'shrinkage must be "ledoit_wolf" or a number; got {type(value).__name__} {value!r}'
-        )
-    if isinstance(value, str) or not 0 <= value <= 1:
-        raise ValueError(
-            f'shrinkage must be "ledoit_wolf" or a number between 0 and 1; got {value!r}'
-        )
-    return float(value)
+    name = 'shrinkage, unless "ledoit_wolf",'
+    return value if value == "ledoit_wolf" else check_number(value, name, least=0, most=1)
+
+
+ROWS = (
+    Measure("logme", "spectrum", logme_from, supervised=True, center=False),
+    Measure("h_score", "spectrum", h_score_from, supervised=True),
+    Measure("gbc", "spectrum", gbc_from, supervised=True),
+)

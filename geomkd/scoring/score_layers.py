@@ -17,17 +17,15 @@ from tqdm import tqdm
 
 from geomkd.common.checks import check_dataset_size, check_definition, check_int
 from geomkd.data.sample import Sample, can_be_read_again, to_device
-from geomkd.geometry.draws import Draws
 from geomkd.geometry.gram import ClassGram, Columns, column_slices, residual_gram
+from geomkd.geometry.sample_draws import SampleDraws
 from geomkd.geometry.subset_gram import SubsetGram
-from geomkd.measures.null import NULL_COLUMNS
-from geomkd.measures.quality import TERMS, quality_from, quality_null
-from geomkd.measures.quality_statistics import about_the_mean, spectrum_of, variance_floor
+from geomkd.measures.table import LABEL_FREE, named
 from geomkd.network.forward import Forward, call, evaluating, first_tensor, on_device, unwrap
 from geomkd.network.layers import Layer, candidate_layers, describe_layers
 from geomkd.network.pooling import check_pool
 from geomkd.scoring.feature_reader import Reader
-from geomkd.scoring.layer_measures import LABEL_FREE, QUALITY, Toolbox, check_sweep, named
+from geomkd.scoring.layer_measures import LayerMeasures, check_sweep
 from geomkd.scoring.layer_scores import LayerScores
 from geomkd.scoring.plan import BATCH, Stored, forward_bytes, parse_bytes, plan_of
 from geomkd.scoring.processes import Row, Share
@@ -181,17 +179,10 @@ def score_layers(
         size = check_dataset_size(
             max(sample.total, len(sample)) if dataset_size is None else dataset_size, len(sample)
         )
-        toolbox = Toolbox(
-            wanted,
-            sample.classes.index,
-            sample.classes.sizes,
-            _given_labels(sample),
-            subsamples=subsamples,
-            seed=seed,
-            null=null,
-            sweep=check_sweep(sweep, len(sample), len(sample.classes.sizes)),
-            center=center,
-        )
+        sweep = check_sweep(sweep, len(sample), len(sample.classes.sizes))
+        draws = SampleDraws(sample.classes.index, sample.classes.sizes, subsamples, seed, sweep)
+        given = torch.tensor(sample.classes.names)[sample.classes.index]
+        measures = LayerMeasures(wanted, draws, given, definition, size, null, center)
         share.settings = {
             "model": type(unwrap(model)).__name__,
             "measures": list(wanted),
@@ -202,12 +193,12 @@ def score_layers(
             "samples_per_class": [min(sample.classes.sizes), max(sample.classes.sizes)],
             "classes": len(sample.classes.sizes),
             "labels": labels if isinstance(labels, str) else "own" if labels is None else "given",
-            "subset": len(toolbox.rows),
-            "subset_classes": toolbox.index[toolbox.rows].tolist(),
+            "subset": len(draws.rows),
+            "subset_classes": draws.index[draws.rows].tolist(),
             "entropy_per_class": None if entropy_per_class is None else int(entropy_per_class),
             "dataset_size": size,
             "subsamples": subsamples,
-            "sweep": toolbox.sweep,
+            "sweep": sweep,
             "null": null,
             "seed": seed,
         }
@@ -219,10 +210,10 @@ def score_layers(
         reader = Reader(model, sample, forward, pool, place)
         stored = [reader.stored(layer, example) for layer in chosen]
         per_sample = forward_bytes(model, example, forward)
-        more = toolbox.bytes(max(s.dim for s in stored), len(stored))
+        more = measures.bytes(max(s.dim for s in stored), len(stored))
         plan = plan_of(stored, sample, budget, per_sample, halves=subsamples > 0, more=more)
         share.take(plan, sample)
-        _Job(reader, share, toolbox, size, definition).run(progress)
+        _Job(reader, share, measures).run(progress)
     return LayerScores.of(share.rows, share.settings)
 
 
@@ -260,10 +251,6 @@ def _labels(labels: Any, wanted: dict, predict: Callable[[], Tensor]) -> dict[st
     return {"labelled": False}
 
 
-def _given_labels(sample: Sample) -> Tensor:
-    return torch.tensor(sample.classes.names)[sample.classes.index]
-
-
 def _described(
     model: nn.Module, names: Sequence[str], example: Any, forward: Forward | None
 ) -> list[Layer]:
@@ -289,9 +276,7 @@ class _Job:
 
     reader: Reader
     share: Share
-    toolbox: Toolbox
-    dataset_size: float
-    definition: str
+    measures: LayerMeasures
 
     def run(self, progress: bool) -> None:
         """Add the rows of the layers to the share's, one after the other."""
@@ -317,15 +302,16 @@ class _Job:
         features: Tensor | None,
         squares: list[Tensor],
     ) -> Row:
-        toolbox = self.toolbox.to(stored.device)
-        classes = self.reader.sample.classes._replace(index=toolbox.index)
-        subset = SubsetGram(toolbox.rows, scale)
+        draws = self.measures.draws.to(stored.device)
+        classes = self.reader.sample.classes._replace(index=draws.index)
+        subset = SubsetGram(draws.rows, scale)
         try:
             gram = ClassGram.from_columns(
                 subset.watching(columns), classes, stored.gram_dtype, scale
             )
             with told_of(stored.layer.name):
-                return self._scores(stored, gram, subset, features, squares)
+                scored = self.measures.of(gram, subset, features, squares)
+            return Row(stored, scored.row, scored.draws, scored.sweep, subset.packed())
         except (TypeError, ValueError) as error:
             kind = TypeError if isinstance(error, TypeError) else ValueError
             raise kind(f"layer {stored.layer.name!r}: {error}") from error
@@ -361,74 +347,6 @@ class _Job:
             part = slice(start, start + plan.width)
             held = self.reader.read([s], plan.batch_size, a, part)
             yield from column_slices(held.pop(s.layer.name))
-
-    def _scores(
-        self,
-        stored: Stored,
-        gram: ClassGram,
-        subset: SubsetGram,
-        features: Tensor | None,
-        squares: list[Tensor],
-    ) -> Row:
-        toolbox, columns = self.toolbox.to(stored.device), {}
-        row, draws, sweep = {}, {}, {}
-        if QUALITY in toolbox.measures:
-            row, columns = self._quality(gram, toolbox, squares)
-        if set(toolbox.measures) - {QUALITY}:
-            columns = columns | toolbox.values(gram, subset, features)
-        split = [1, len(toolbox.member.T) - 1 - len(toolbox.sweep), len(toolbox.sweep)]
-        for name, values in columns.items():
-            own, halves, smaller = values.split(split)
-            row[name] = own.item()
-            draws[name], sweep[name] = halves.tolist(), smaller.tolist()
-        if toolbox.null:
-            nulls = toolbox.nulls(gram, subset)
-            if QUALITY in toolbox.measures:
-                of = (self.dataset_size, self.definition, toolbox.null, toolbox.seed)
-                nulls = quality_null(gram, columns, *of) | nulls
-            for name, held in nulls.items():
-                row |= {f"{name}_{key}": getattr(held, key).item() for key in NULL_COLUMNS}
-        return Row(stored, row, draws, sweep, subset.packed())
-
-    def _quality(
-        self, gram: ClassGram, toolbox: Toolbox, squares: list[Tensor]
-    ) -> tuple[dict[str, float], dict[str, Tensor]]:
-        """Intermediates of the sample, and the four scores of all draws."""
-        count, what = int(gram.zero_rows.sum()), "are zero"
-        if self.definition == "robust":
-            about = about_the_mean(gram, toolbox.whole)
-            count, what = int((about.inverse_norm == 0).sum()), "equal the mean of all rows"
-        if count:
-            warnings.warn(
-                f"{count} of {gram.n} feature rows {what}: their cosines are taken as 0",
-                stacklevel=1,
-            )
-        sizes = [len(square) for square in squares]
-
-        def values(draws: Draws) -> dict[str, Tensor]:
-            of_entropy = draws
-            if squares:
-                everything = Draws.all_of(sizes, gram.device)
-                halves = (sizes, toolbox.subsamples, toolbox.seed, gram.device)
-                of_entropy = everything if draws.whole else Draws.halves(*halves)
-            spectra = [
-                # The larger samples' Gram matrices are not scaled.
-                spectrum_of(
-                    square,
-                    of_entropy,
-                    a,
-                    gram.dim,
-                    variance_floor(gram, a) / gram.scale**2,
-                    gram.dtype,
-                )
-                for a, square in enumerate(squares)
-            ]
-            size, definition = self.dataset_size, self.definition
-            return quality_from(gram, draws, size, definition, spectra=spectra or None)
-
-        parts = [values(draws) for draws in toolbox.draws]
-        row = {name: value.item() for name, value in parts[0].items()}
-        return row, {name: torch.cat([part[name] for part in parts]) for name in TERMS}
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from geomkd import knowledge_quality
 from geomkd.geometry.draws import Draws
 from geomkd.geometry.gram import ClassGram
 from geomkd.measures.quality import quality_from
+from geomkd.measures.quality_statistics import STATISTICS, Robust, statistics_of_sample
 
 CPU = torch.empty(0).device
 both = pytest.mark.parametrize("definition", DEFINITIONS)
@@ -165,7 +166,7 @@ def test_draws_equal_their_subsets(make, dtype, definition):
     x, y = torch.from_numpy(x.astype(dtype)), torch.from_numpy(y)
     gram = ClassGram.of(x, y)
     draws = Draws.halves(gram.classes.sizes, 8, seed=0, device=gram.device)
-    parts = quality_from(gram, draws, 5000.0, definition)
+    parts = quality_from(STATISTICS[definition](gram, draws), 5000.0)
     for r in range(8):
         rows = gram.order[draws.member[:, r]]
         q = knowledge_quality(x[rows], y[rows], dataset_size=5000, definition=definition)
@@ -179,7 +180,7 @@ def test_draws_equal_their_subsets(make, dtype, definition):
 def test_the_whole_sample_is_the_result(definition):
     x, y = (torch.from_numpy(t) for t in ordinary())
     gram = ClassGram.of(x, y)
-    parts = quality_from(gram, Draws.all_of(gram.classes.sizes, gram.device), 300.0, definition)
+    parts = quality_from(statistics_of_sample(gram, definition), 300.0)
     expected = values_of(knowledge_quality(x, y, definition=definition))
     assert {name: value.item() for name, value in parts.items()} == expected
 
@@ -189,7 +190,7 @@ def test_draws_that_miss_the_kept_neighbours_keep_a_bound(monkeypatch):
     x, y = (torch.from_numpy(t) for t in ordinary())
     gram = ClassGram.of(x, y)
     draws = Draws.halves(gram.classes.sizes, 8, seed=0, device=gram.device)
-    parts = quality_from(gram, draws, 300.0, "robust")
+    parts = quality_from(Robust(gram, draws), 300.0)
     whole = knowledge_quality(x, y, definition="robust").details["nearest_other_class_distance"]
     assert parts["nearest_other_class_distance"].isfinite().all()
     assert (parts["nearest_other_class_distance"] / whole - 1).abs().max() < 0.1

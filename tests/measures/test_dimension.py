@@ -263,7 +263,7 @@ def test_types_and_maps(measure, dtype):
             ValueError,
             r"method must be one of \('linear', 'mle'\); got 'f",
         ),
-        (two_nn, {"discard": 1.0}, ValueError, "discard must be at least 0 and less than 1; got 1"),
+        (two_nn, {"discard": 1.0}, ValueError, "discard must be at least 0 and below 1; got 1"),
         (two_nn, {"discard": -0.1}, ValueError, "discard must be at least 0 .*; got -0.1"),
         (mle_dimension, {"k": 1}, ValueError, "k must be at least 2; got 1"),
         (mle_dimension, {"k": 2.0}, TypeError, "k must be an integer; got float"),

@@ -222,8 +222,8 @@ def test_on_a_device_that_does_not_exist():
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"C": 0}, ValueError, "C must be positive and finite; got 0"),
-        ({"C": float("inf")}, ValueError, "C must be positive and finite; got inf"),
+        ({"C": 0}, ValueError, "C must be finite and above 0; got 0"),
+        ({"C": float("inf")}, ValueError, "C must be finite and above 0; got inf"),
         ({"C": "1"}, TypeError, "C must be a number; got str '1'"),
         ({"test_share": 1.0}, ValueError, r"test_share must be between 0 and 1; got 1\.0"),
         ({"null": -1}, ValueError, "null must be at least 0; got -1"),

@@ -11,7 +11,7 @@ from geomkd import KnowledgeQuality, efficiency, information, knowledge_quality,
 from geomkd.geometry.draws import Draws
 from geomkd.geometry.gram import ClassGram
 from geomkd.measures.quality import quality_from
-from geomkd.measures.quality_statistics import Spectrum
+from geomkd.measures.quality_statistics import Published, Spectrum
 
 both = pytest.mark.parametrize("definition", DEFINITIONS)
 FUNCTIONS = {"separation": separation, "information": information, "efficiency": efficiency}
@@ -97,7 +97,7 @@ def test_information_below_zero_is_taken_as_zero():
     gram.raw_sq.mul_(1 - 1e-9)
     spectra = [Spectrum(torch.full((1, 2), 0.5, dtype=torch.float64), 4)] * 2
     draws = Draws.all_of([4, 4], gram.device)
-    parts = quality_from(gram, draws, 8.0, "published", spectra=spectra)
+    parts = quality_from(Published(gram, draws, spectra=spectra), 8.0)
     assert parts["information"] < 0 < parts["efficiency"]
     assert torch.equal(parts["quality"], parts["separation"])
 

@@ -1,6 +1,7 @@
 """Separability against scikit-learn and plain numpy, and what noise scores."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,15 +12,15 @@ from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
 
 from geomkd.geometry.draws import Draws
 from geomkd.geometry.gram import ClassGram
+from geomkd.geometry.neighbours import Neighbours
 from geomkd.geometry.row_blocks import sums_over_classes, sums_over_labels, walk
 from geomkd.geometry.split import held_out
 from geomkd.measures import fisher_ratio, knn_accuracy, nearest_class_mean, silhouette
+from geomkd.measures.collapse import fisher_ratio_from, ratio
 from geomkd.measures.separability import (
     NearestMeans,
     Silhouettes,
-    fisher_ratio_from,
-    knn_hits,
-    ratio,
+    drawn_knn_accuracy,
 )
 
 UNEQUAL = np.repeat([0, 1, 2, 3], [3, 31, 16, 70])
@@ -47,7 +48,8 @@ samples = pytest.mark.parametrize("kind", ["equal", "unequal"])
 
 
 def leave_one_out(x, y, k):
-    """Vote of the k nearest others; of equal votes the lowest class."""
+    """Vote of the k nearest others, no more than a class has mates; the lowest of equals."""
+    k = min(k, len(y) // (y.max() + 1) - 1)
     at = NearestNeighbors(n_neighbors=k, algorithm="kd_tree").fit(x).kneighbors(None)[1]
     votes = np.stack([(y[at] == a).sum(axis=1) for a in range(y.max() + 1)], axis=1)
     return (votes.argmax(axis=1) == y).mean()
@@ -88,13 +90,27 @@ def test_knn_accuracy_in_tight_groups():
 
 
 def test_votes():
-    near = torch.tensor([[0, 1, 1, 2], [2, 2, 0, 0], [1, 0, 2, 2], [0, 0, 1, 1]])
-    valid = torch.ones(4, 4, dtype=torch.bool)
-    own = torch.tensor([1, 0, 0, 1])
-    assert knn_hits(near, valid, own, 3, 3).tolist() == [True, False, True, False]
-    assert knn_hits(near, valid, own, 3, 4).tolist() == [True, True, False, False]
-    valid[3, 0] = False  # the first three valid of the last row: 0, 1, 1
-    assert knn_hits(near, valid, own, 3, 3)[3]
+    """Six rows of two classes, three mates at most; rows outside the draw do not vote."""
+    index = torch.tensor([0, 0, 0, 1, 1, 1])
+    at = torch.tensor([[1, 3, 4], [3, 4, 0], [0, 3, 1], [4, 0, 1], [0, 1, 5], [2, 4, 3]])
+    near = Neighbours(torch.ones(6, 3, dtype=torch.float64), at)
+    drawn = torch.ones(6, 1, dtype=torch.bool)
+    # Two voters, 6 // 2 - 1: 0 1, 1 1, 0 1, 1 0, 0 0, 0 1; of equal votes the lowest.
+    gram = SimpleNamespace(class_of=index, n_classes=2)
+    assert drawn_knn_accuracy(gram, near, drawn).tolist() == [2 / 6]
+    near.sq_distance[5, 0] = torch.inf  # no neighbour: 1 1 are left
+    assert drawn_knn_accuracy(gram, near, drawn).tolist() == [3 / 6]
+    drawn[0] = False  # one voter, 5 // 2 - 1: -, 1, 1, 1, 0, 1, the first that is drawn
+    assert drawn_knn_accuracy(gram, near, drawn).tolist() == [2 / 5]
+
+
+@pytest.mark.parametrize("classes", [40, 100, 200])
+def test_knn_accuracy_of_few_mates(classes):
+    """Classes far apart are found whatever their number, by each row's own few mates."""
+    rng = np.random.default_rng(0)
+    y = np.arange(400) % classes
+    x = 5 * rng.standard_normal((classes, 64))[y] + 0.1 * rng.standard_normal((400, 64))
+    assert value(knn_accuracy, x, y) == 1
 
 
 @pytest.mark.parametrize(
@@ -153,7 +169,7 @@ def test_silhouettes_of_subsets():
     ):
         reader = Silhouettes(own, weights, 4, sums)
         walk(gram, [reader])
-        assert reader.means().tolist() == pytest.approx(expected, rel=1e-9)
+        assert reader.found().tolist() == pytest.approx(expected, rel=1e-9)
 
 
 def test_a_class_outside_a_subset_is_no_neighbour():
@@ -164,7 +180,7 @@ def test_a_class_outside_a_subset_is_no_neighbour():
     reader = Silhouettes(own, weights, 4, sums_over_classes(gram, weights))
     walk(gram, [reader])
     rest = y != 2
-    assert reader.means().item() == pytest.approx(silhouette_score(x[rest], y[rest]), rel=1e-9)
+    assert reader.found().item() == pytest.approx(silhouette_score(x[rest], y[rest]), rel=1e-9)
 
 
 def test_silhouette_of_collapsed_classes():
@@ -210,7 +226,7 @@ def test_nearest_means_of_splits():
     reader = NearestMeans(gram, train, test)
     walk(gram, [reader])
     expected = [judged(x, y, *masks) for masks in splits]
-    assert reader.accuracies().tolist() == pytest.approx(expected)
+    assert reader.found().tolist() == pytest.approx(expected)
 
 
 def test_nearest_class_mean_of_unequal_means():

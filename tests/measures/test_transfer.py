@@ -246,10 +246,10 @@ def test_h_score_without_variance_and_without_shape():
 @pytest.mark.parametrize(
     ("shrinkage", "error", "message"),
     [
-        ("oas", ValueError, r'must be "ledoit_wolf" or a number between 0 and 1; got \'oas\''),
-        (1.5, ValueError, "between 0 and 1; got 1.5"),
-        (math.nan, ValueError, "between 0 and 1; got nan"),
-        (True, TypeError, r'must be "ledoit_wolf" or a number; got bool True'),
+        ("oas", TypeError, r"unless \"ledoit_wolf\", must be a number; got str 'oas'"),
+        (1.5, ValueError, "must be at least 0 and at most 1; got 1.5"),
+        (math.nan, ValueError, "must be at least 0 and at most 1; got nan"),
+        (True, TypeError, "must be a number; got bool True"),
         (None, TypeError, "got NoneType None"),
     ],
 )

@@ -15,7 +15,7 @@ from geomkd import measures as public
 from geomkd import score_layers
 from geomkd.geometry.draws import Draws
 from geomkd.geometry.subset_gram import balanced, nested, parts_of
-from geomkd.scoring.layer_measures import LABEL_FREE, NAMES, columns_of
+from geomkd.measures.table import LABEL_FREE, NAMES, columns_of
 
 TERMS = ("separation", "information", "efficiency", "quality")
 COLLAPSE = ("nc1", "nc2_norms", "nc2_angles")
@@ -69,6 +69,8 @@ def values_of(name, x, y, *, last=None, dataset_size=N, center=True, null=0):
     if name == "knowledge_quality":
         found = function(x, y, dataset_size=dataset_size, **held)
         return {t: found.null[t] if null else getattr(found, t) for t in TERMS}
+    if name == "efficiency":
+        return {name: function(x, y, dataset_size=dataset_size, **held)}
     if name == "neural_collapse":
         return dict(zip(COLLAPSE, function(x, y)[:3], strict=True))
     if name == "cka_to_last":
@@ -129,10 +131,7 @@ def features():
 
 def test_every_measure_of_the_sample(scores, features):
     assert [x.shape[1] for x in features.values()] == [150, 10, 10]  # above n and below
-    assert list(scores.frame["layer"]) == LAYERS and list(scores.draws) == [
-        *TERMS,
-        *columns_of(NAMES),
-    ]
+    assert list(scores.frame["layer"]) == LAYERS and list(scores.draws) == columns_of(NAMES)
     assert_column(whole(scores), 0, features, Y, slice(None))
 
 
@@ -183,7 +182,7 @@ def test_null_of_neural_collapse_by_hand(scores, features):
 
 def test_null_adds_columns_and_changes_none(scores):
     added = {c for c in scores.frame if c.endswith(("_null_mean", "_null_95", "_excess"))}
-    own = [*TERMS, *columns_of([n for n in NAMES if n not in LABEL_FREE and n != NAMES[0]])]
+    own = columns_of([n for n in NAMES if n not in LABEL_FREE])
     assert added == {f"{c}_{key}" for c in own for key in ("null_mean", "null_95", "excess")}
     without = score(network(), (X, Y), measures=NAMES, seed=SEED)
     assert not added & set(without.frame)
@@ -194,15 +193,15 @@ def test_null_adds_columns_and_changes_none(scores):
 def test_each_measure_alone_is_as_among_all(scores):
     for name in NAMES:
         alone = score(network(), (X, Y), measures=[name], seed=SEED, sweep=SWEEP[:1])
-        columns = TERMS if name == "knowledge_quality" else columns_of([name])
-        assert list(alone.draws) == list(columns)
+        columns = columns_of([name])
+        assert list(alone.draws) == columns
         for c in columns:
             np.testing.assert_allclose(alone.frame[c], scores.frame[c], rtol=1e-12, err_msg=c)
             np.testing.assert_allclose(alone.sweep[c][:, 0], scores.sweep[c][:, 0], rtol=1e-12)
 
 
 def test_without_centring():
-    names = [name for name in NAMES if name != "knowledge_quality"]
+    names = [name for name in NAMES if name not in ("knowledge_quality", *TERMS)]
     scores = score(network(), (X, Y), measures=names, center=False, sweep=SWEEP[:1], seed=SEED)
     features = captured(network(), X)
     assert_column(whole(scores), 0, features, Y, slice(None), names, center=False)
@@ -238,7 +237,7 @@ def test_pool(features):
 # ---- the kept subset -----------------------------------------------------------------------------
 
 MANY = [500, 400, 300]
-OF_ALL = ("knowledge_quality", "two_nn", "mle_dimension", "knn_accuracy", "silhouette")
+OF_ALL = ("knowledge_quality", *TERMS[:3], "two_nn", "mle_dimension", "knn_accuracy", "silhouette")
 OF_ALL += ("nearest_class_mean", "fisher_ratio")
 OF_SUBSET = tuple(name for name in NAMES if name not in OF_ALL)
 
@@ -347,9 +346,10 @@ def test_functions_are_given_the_draws_and_the_labels_as_they_are(features):
     assert scores.by == "share_of_seven"
 
 
-def test_a_public_function_is_its_name():
+@pytest.mark.parametrize("name", ["two_nn", "separation", "efficiency", "neural_collapse"])
+def test_a_public_function_is_its_name(name):
     by_name, by_function = (
-        score(network(), (X, Y), measures=[m]) for m in ("two_nn", public.two_nn)
+        score(network(), (X, Y), measures=[m]) for m in (name, getattr(public, name))
     )
     assert by_function.frame.equals(by_name.frame)
     assert by_function.settings == by_name.settings
@@ -404,7 +404,12 @@ class Nameless:
             "must be there once; got 'two_nn' tw",
         ),
         ((text, text), ValueError, "every measure must be there once; got 'text' twice"),
-        ((public.procrustes_distance,), ValueError, "functions; got 'procrustes_distance'"),
+        (
+            (public.procrustes_distance,),
+            ValueError,
+            "procrustes_distance compares two layers: 'cka",
+        ),
+        ((public.cka,), ValueError, "cka compares two layers: 'cka_to_last' compares each with"),
     ],
 )
 def test_measures_that_cannot_be(measures, error, message):
@@ -518,7 +523,7 @@ def test_dead_layers(value, zero):
 def test_features_too_small_or_large_for_float32_squares(factor):
     x = X.float()
     model = nn.Sequential(nn.Identity(), nn.Linear(6, 3))
-    names = [n for n in NAMES if n not in ("knowledge_quality", "cka_to_last")]
+    names = [n for n in NAMES if n not in ("knowledge_quality", *TERMS, "cka_to_last")]
     options = {"layers": ["0"], "measures": names, "seed": SEED, "sweep": [70]}
     scores = score(model, (x * factor, Y), **options)
     assert_column(whole(scores), 0, {"0": x * factor}, Y, slice(None), names, rel=1e-5)
