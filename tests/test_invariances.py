@@ -312,7 +312,7 @@ def test_both_layers_keep_the_order_of_samples(name):
 
 def test_a_tied_vote_goes_to_the_lowest_label():
     """The one measure that the names of classes may move."""
-    x, y = np.array([[0.0], [1.0], [1.1], [3.0], [3.1], [9.0]]), np.array([0, 0, 1, 1, 0, 1])
+    x, y = np.array([[0.0], [1.0], [1.1], [3.0], [3.1], [9.0]]), np.array([0, 0, 1, 1, 0, 0])
     names = np.array([1, 0])
     here, there = (measures.knn_accuracy(x, labels, k=2).item() for labels in (y, names[y]))
     assert here != there

@@ -392,9 +392,9 @@ def beside_permuted(
     """Set scores of a Gram matrix, first of each, beside those that permuted labels give."""
     drawn: dict[str, list[Tensor]] = {name: [] for name in scores}
     for other in permuted_grams(gram, null, seed):
-        statistics = statistics_of_sample(other, definition)
+        statistics, values = statistics_of_sample(other, definition), {}
         for formula in of:
-            for name, value in formula(statistics, dataset_size).items():
-                if name in drawn:
-                    drawn[name].append(value)
+            values |= formula(statistics, dataset_size)
+        for name, found in drawn.items():
+            found.append(values[name])
     return {name: beside_null(value[0], torch.cat(drawn[name])) for name, value in scores.items()}

@@ -254,7 +254,7 @@ def test_h_score_without_variance_and_without_shape():
     ],
 )
 def test_shrinkage_that_is_none(shrinkage, error, message):
-    with pytest.raises(error, match=f"shrinkage .*{message}"):
+    with pytest.raises(error, match=f"shrinkage.*{message}"):
         h_score(*clusters(20, 3), shrinkage=shrinkage)
 
 

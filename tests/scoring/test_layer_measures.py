@@ -407,7 +407,7 @@ class Nameless:
         (
             (public.procrustes_distance,),
             ValueError,
-            "procrustes_distance compares two layers: 'cka",
+            "_distance compares two layers: 'cka_",
         ),
         ((public.cka,), ValueError, "cka compares two layers: 'cka_to_last' compares each with"),
     ],
