@@ -168,8 +168,9 @@ class Relational(Objective):
 class FeatureKD(Objective):
     """Cross entropy, softened predictions and paired features, all of them on the whole student.
 
-    ``CE + kd_weight * KD + mean over pairs of MSE(projector(f_student), f_teacher)``, KD as in
-    `LogitDistillation`; the "Base FKD" that the paper compares with.
+    ``CE + kd_weight * KD + feature_weight * mean over pairs of MSE(projector(f_student),
+    f_teacher)``, KD with its T^2 as in `LogitDistillation`; the "Base FKD" that the paper compares
+    with. The weight 16 of its released code, whose divergence has no factor, is T^2 for T = 4.
 
     Parameters
     ----------
@@ -184,12 +185,12 @@ class FeatureKD(Objective):
 
     all_pairs: bool = False
     temperature: float = 4.0
-    kd_weight: float = 16.0
+    kd_weight: float = 1.0
+    feature_weight: float = 1.0
 
     name: ClassVar[str] = "feature_kd"
     uses_features: ClassVar[bool] = True
     uses_teacher_logits: ClassVar[bool] = True
-    feature_weight: ClassVar[float] = 1.0
 
     def __post_init__(self) -> None:
         check_temperature(self.temperature)

@@ -56,7 +56,12 @@ DEFAULTS = {
     "attention_transfer": {"weight": 1000.0},
     "similarity_preserving": {"weight": 3000.0},
     "relational": {"distance_weight": 25.0, "angle_weight": 50.0},
-    "feature_kd": {"all_pairs": False, "temperature": 4.0, "kd_weight": 16.0},
+    "feature_kd": {
+        "all_pairs": False,
+        "temperature": 4.0,
+        "kd_weight": 1.0,
+        "feature_weight": 1.0,
+    },
     "semckd": {"temperature": 4.0, "kd_weight": 1.0, "feature_weight": 400.0},
     "simkd": {},
 }
@@ -232,10 +237,14 @@ def test_distances_of_close_rows_do_not_cancel():
 
 
 @pytest.mark.parametrize(
-    ("options", "weight", "temperature"),
-    [({}, 16, 4), ({"kd_weight": 2.0, "temperature": 3.0}, 2, 3)],
+    ("options", "weights", "temperature"),
+    [
+        ({}, (1, 1), 4),
+        ({"kd_weight": 2.0, "temperature": 3.0}, (2, 1), 3),
+        ({"feature_weight": 100.0}, (1, 100), 4),
+    ],
 )
-def test_feature_kd(options, weight, temperature):
+def test_feature_kd(options, weights, temperature):
     a = worked(FeatureKD(**options), PAIRS)
     errors = []
     for s, t, w in zip(a.s, a.t, weights_of(a.projectors), strict=True):
@@ -244,7 +253,15 @@ def test_feature_kd(options, weight, temperature):
     softened, error = kd(a.z, a.teacher_z, temperature), np.mean(errors)
     expected = {"cross_entropy": a.ce, "kd": softened, "features": error}
     assert a.parts == pytest.approx(expected, **exactly)
-    assert a.loss == pytest.approx(a.ce + weight * softened + error, **exactly)
+    assert a.loss == pytest.approx(a.ce + weights[0] * softened + weights[1] * error, **exactly)
+
+
+def test_feature_kd_is_as_released_where_the_divergence_has_no_factor():
+    a = worked(FeatureKD(), PAIRS)
+    log_student = a.z / 4 - np.log(np.exp(a.z / 4).sum(axis=1, keepdims=True))
+    teacher = np.exp(a.teacher_z / 4) / np.exp(a.teacher_z / 4).sum(axis=1, keepdims=True)
+    bare = (teacher * (np.log(teacher) - log_student)).sum(axis=1).mean()
+    assert a.loss == pytest.approx(a.ce + 16 * bare + a.parts["features"], **exactly)
 
 
 def test_feature_kd_of_all_pairs():
