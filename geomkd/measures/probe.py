@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from geomkd.common.checks import as_classes, as_features
+from geomkd.common.checks import as_classes, as_features, check_number
+from geomkd.geometry.draws import held_out
 from geomkd.geometry.precision import exact_arithmetic, inverse
 from geomkd.geometry.principal import Principal, principal
-from geomkd.geometry.split import check_share, held_out
 from geomkd.measures.null import WithNull, against_null
 
 if TYPE_CHECKING:
@@ -99,7 +99,8 @@ def linear_probe(
     """
     x = as_features(features)
     classes = as_classes(labels, len(x), x.device)
-    share, strength = check_share(test_share), _check_strength(C)
+    share = check_number(test_share, "test_share", above=0, below=1)
+    strength = _check_strength(C)
     with exact_arithmetic(x.device):
         found = principal(x)
 

@@ -8,12 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from geomkd.common.checks import check_int
-from geomkd.geometry.draws import Draws
+from geomkd.common.checks import check_int, check_number
+from geomkd.geometry.draws import Draws, held_out
 from geomkd.geometry.gram import ClassGram
 from geomkd.geometry.precision import ZERO_VARIANCE, exact_arithmetic
 from geomkd.geometry.row_blocks import nearest_rows, sums_over_classes, sums_over_labels, walk
-from geomkd.geometry.split import check_share, held_out
 from geomkd.measures.null import WithNull, against_null
 
 Score = Callable[[Tensor], Tensor]  # (n,) class indices -> 0-d
@@ -240,7 +239,7 @@ def nearest_class_mean(
     >>> nearest_class_mean(torch.eye(3)[labels], labels)
     tensor(1., dtype=torch.float64)
     """
-    share = check_share(test_share)
+    share = check_number(test_share, "test_share", above=0, below=1)
     gram = ClassGram.of(features, labels)
     with exact_arithmetic(gram.device):
         return against_null(nearest_mean_score(gram, share, seed), gram.class_of, null, seed)

@@ -18,14 +18,12 @@ from torch import Tensor
 
 from geomkd import measures as public
 from geomkd.common.checks import check_int
-from geomkd.geometry.draws import Draws
+from geomkd.geometry.draws import MOST, Draws, balanced, held_out, nested, parts_of
 from geomkd.geometry.gram import ClassGram
 from geomkd.geometry.neighbours import Neighbours
 from geomkd.geometry.precision import COLUMNS, exact_arithmetic, one_thread
-from geomkd.geometry.principal import Principal
+from geomkd.geometry.principal import Principal, SubsetGram
 from geomkd.geometry.row_blocks import NUMBERS, NearestRows, nearest_rows, sums_over_classes, walk
-from geomkd.geometry.split import held_out
-from geomkd.geometry.subset_gram import MOST, SubsetGram, balanced, nested, parts_of
 from geomkd.measures import collapse, dimension, probe, separability, spectrum, transfer
 from geomkd.measures.null import WithNull, against_null
 from geomkd.measures.quality import TERMS
