@@ -3,6 +3,8 @@
 Fake tensors claim to be on an accelerator that need not exist; any mixing of devices raises.
 """
 
+from functools import partial
+
 import pytest
 import torch
 from oracle import DEFINITIONS, clusters, values_of
@@ -10,10 +12,11 @@ from torch._subclasses import FakeTensorMode
 
 from geomkd import efficiency, information, knowledge_quality, measures, separation
 from geomkd.common.checks import Classes
+from geomkd.geometry.class_sums import ClassSums
+from geomkd.geometry.columns import column_slices, residual_gram
 from geomkd.geometry.draws import Draws
-from geomkd.geometry.gram import ClassGram, column_slices, residual_gram
-from geomkd.geometry.neighbours import Neighbours, Rows, keep_nearest, smallest
-from geomkd.geometry.precision import exact_arithmetic
+from geomkd.geometry.gram import ClassGram
+from geomkd.geometry.neighbours import Neighbours, Rows, nearest_of, smallest, unsure
 from geomkd.geometry.principal import Principal
 from geomkd.geometry.row_blocks import (
     NearestRows,
@@ -48,12 +51,10 @@ def elsewhere():
 def fake_gram(device, dtype=torch.float32):
     n = sum(SIZES)
     classes = Classes(torch.zeros(n, dtype=torch.int64, device=device), SIZES, [0, 1, 2])
-    gram = ClassGram(classes, torch.float64 if dtype is torch.float64 else torch.float32, 0.5)
-    with exact_arithmetic(device):
-        for piece in column_slices(torch.empty(n, 1300, dtype=dtype, device=device), 0.5):
-            gram.add(piece)
-        gram.finish()
-    return gram
+    x = torch.empty(n, 1300, dtype=dtype, device=device)
+    columns = partial(column_slices, x, 0.5)
+    single = torch.float64 if dtype is torch.float64 else torch.float32
+    return ClassGram(ClassSums.over(columns, classes, single), columns, 0.5)
 
 
 def fake_draws(kind, device):
@@ -75,7 +76,6 @@ def test_gram(elsewhere, dtype):
         gram.centred_sq,
         gram.residual_sq,
         gram.zero_rows,
-        gram.largest,
         gram.class_dots(0),
         gram.class_dots(1, raw=True),
         gram.class_residual_gram(0),
@@ -90,11 +90,11 @@ def test_gram(elsewhere, dtype):
 @dtypes
 def test_measuring_again(elsewhere, dtype):
     gram = fake_gram(elsewhere, dtype)
-    x = torch.empty(gram.n, 1300, dtype=dtype, device=elsewhere)
-    gram.columns = lambda: column_slices(x, 0.5)
     rows = torch.empty(1100, dtype=torch.int64, device=elsewhere)
     assert gram.refine(rows).device == elsewhere
     assert gram.measure(rows, rows[:, None].expand(-1, 3)).device == elsewhere
+    near = Neighbours(*(t[:, :3] for t in gram.nearest_other(5)))
+    assert {t.device for t in unsure(gram, near)} == {elsewhere}
     square = residual_gram(gram.columns, gram.n, gram.dtype, gram.device)
     assert square.device == elsewhere
 
@@ -151,16 +151,13 @@ def test_search(elsewhere, dtype):
     """Up to the rows that are measured again, whose number is data."""
     rows = Rows.__new__(Rows)  # the constructor reads the largest value
     rows.given = torch.empty(3000, 40, dtype=dtype, device=elsewhere)
-    rows.n, rows.device, rows.scale = 3000, elsewhere, 0.5
+    rows.n, rows.scale = 3000, 0.5
     single = torch.float64 if dtype is torch.float64 else torch.float32
     rows.centre = torch.empty(40, dtype=single, device=elsewhere)
-    rows.sq = torch.empty(3000, dtype=torch.float64, device=elsewhere)
-    best = torch.empty(3000, 5, dtype=single, device=elsewhere)
-    at = torch.empty(3000, 5, dtype=torch.int64, device=elsewhere)
-    for part, cols, distance in rows.triangle():
-        keep_nearest(best, at, part, cols.start, distance)
-        assert {t.device for t in smallest(distance, 5)} == {elsewhere}
-        same_device([distance], elsewhere, single)
+    rows.centred_sq = torch.empty(3000, dtype=torch.float64, device=elsewhere)
+    sq, at = nearest_of(rows.triangle(), 3000, 5, rows.centre)
+    same_device([sq], elsewhere, single)
+    assert {t.device for t in (*smallest(sq, 3), at)} == {elsewhere}
     few = at[:100, 0]
     same_device([rows.measure(few, at[:100]), rows.exact_rows(few)], elsewhere)
 

@@ -1,13 +1,14 @@
-"""Draws from a sample: the whole of it, or seeded class-stratified half-samples."""
+"""Some of the samples, seeded and by class: half-samples, a split, smaller samples, the subset."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+MOST = 1000  # samples of the subset whose Gram matrix is kept
 _GATHERED = 1_000_000  # numbers gathered at a time: 8 MB in float64
 
 
@@ -83,3 +84,174 @@ class Draws:
             i = chosen[start : start + step]
             part = square.unsqueeze(0) if self.whole else square[i[:, :, None], i[:, None, :]]
             yield slice(start, start + len(i)), part
+
+
+def held_out(index: Tensor, n_classes: int, share: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Training and test rows, drawn within each class.
+
+    Parameters
+    ----------
+    index : Tensor, shape (n,)
+        Class of each sample, 0 ... n_classes - 1.
+    n_classes : int
+        Classes, C.
+    share : float
+        Of a class's m samples, ``share * m`` are held out: rounded, halves up, but at least one and
+        at most m - 1. A class of a single sample is for training only.
+    seed : int
+        Seeds one permutation of the rows, drawn on the CPU whatever the device.
+
+    Returns
+    -------
+    train, test : Tensor, shape (n,)
+        Boolean, on the device of ``index``; every row is in one of them.
+
+    Notes
+    -----
+    Class numbers do not enter: renaming classes leaves the split as it is. Masks, not row numbers,
+    as their shape does not depend on the class sizes: nothing here waits for a device.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from geomkd.geometry.draws import held_out
+    >>> index = torch.tensor([0, 0, 0, 0, 1, 1, 1, 1, 1, 1])
+    >>> train, test = held_out(index, 2, 0.3, seed=0)
+    >>> index[test].bincount(), index[train].bincount()
+    (tensor([1, 2]), tensor([3, 4]))
+    """
+    generator = torch.Generator().manual_seed(seed)
+    own = {"generator": generator, "device": generator.device}
+    shuffled = torch.randperm(len(index), **own).to(index.device)
+    order = shuffled[torch.sort(index[shuffled], stable=True).indices]  # by class, random within
+    sizes = (index == torch.arange(n_classes, device=index.device).unsqueeze(1)).sum(dim=1)
+    tested = (share * sizes.double() + 0.5).floor().long()
+    tested = torch.minimum(tested.clamp(min=1), sizes - 1)
+    place = torch.arange(len(index), device=index.device) - (sizes.cumsum(0) - sizes)[index[order]]
+    first = place < tested[index[order]]
+    test = torch.zeros_like(index, dtype=torch.bool).scatter(0, order, first)
+    return ~test, test
+
+
+def nested(index: Tensor, sizes: list[int], seed: int) -> list[Tensor]:
+    """Rows of every class in a seeded order: the first of each are a smaller sample.
+
+    Examples
+    --------
+    >>> import torch
+    >>> [rows.sort().values for rows in nested(torch.tensor([0, 1, 0, 1]), [2, 2], seed=0)]
+    [tensor([0, 2]), tensor([1, 3])]
+    """
+    generator = torch.Generator().manual_seed(seed)
+    own = {"generator": generator, "device": generator.device, "dtype": torch.float64}
+    keys = torch.rand(len(index), **own).argsort().to(index.device)
+    order = keys[index[keys].argsort(stable=True)]
+    return list(order.split(sizes))
+
+
+def balanced(orders: list[Tensor], samples: int) -> Tensor:
+    """Rows of a nested sample of at most ``samples``, equally many a class, rising.
+
+    At least two of every class, even where that is more than ``samples``.
+    """
+    share = max(2, samples // len(orders))
+    return torch.cat([rows[:share] for rows in orders]).sort().values
+
+
+def parts_of(index: Tensor, subsamples: int, sweep: Sequence[int], seed: int) -> list[Tensor]:
+    """Places in the subset of the draws: all of it, its half-samples, its smaller samples.
+
+    Parameters
+    ----------
+    index : Tensor, shape (m,)
+        Class of each sample in the subset.
+    subsamples, seed : int
+        Half-samples and their seed.
+    sweep : sequence of int
+        Smaller samples; of a size that the subset has not, all of it.
+
+    Returns
+    -------
+    list of Tensor
+        Rising places, 1 + subsamples + len(sweep) of them.
+    """
+    device, sizes = index.device, index.bincount().tolist()
+    parts = [torch.arange(len(index), device=device)]
+    if subsamples:
+        order = torch.argsort(index, stable=True)
+        drawn = Draws.halves(sizes, subsamples, seed, device)
+        parts += [order[member].sort().values for member in drawn.member.T]
+    orders = nested(index, sizes, seed)
+    smaller = (balanced(orders, samples) if samples < len(index) else parts[0] for samples in sweep)
+    return [*parts, *smaller]
+
+
+@dataclass(eq=False)
+class SampleDraws:
+    """Draws from a sample, in this order: itself, half-samples, smaller samples; Q of them in all.
+
+    Parameters
+    ----------
+    index : Tensor, shape (n,)
+        Class of each sample, as they come.
+    sizes : list of int
+        Samples of each class.
+    subsamples, seed : int
+        Half-samples and their seed.
+    sweep : list of int
+        Smaller samples, rising.
+
+    Attributes
+    ----------
+    order : Tensor, shape (n,)
+        Sample that each row of a class-sorted Gram matrix is.
+    whole : Draws
+        The sample itself.
+    groups : list of Draws
+        The sample, its half-samples if there are any, each smaller sample.
+    member : Tensor, shape (n, Q)
+        Whether a sorted row is in a draw.
+    rows : Tensor, shape (m,)
+        The subset whose Gram matrix is kept, rising, at most 1,000 samples.
+    parts : list of Tensor
+        Places in the subset of every draw.
+    """
+
+    index: Tensor
+    sizes: list[int]
+    subsamples: int = 0
+    seed: int = 0
+    sweep: list[int] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.n, self.n_classes, device = len(self.index), len(self.sizes), self.index.device
+        self.order = torch.argsort(self.index, stable=True)
+        orders = nested(self.index, self.sizes, self.seed)
+        self.rows = balanced(orders, MOST) if self.n > MOST else torch.arange(self.n, device=device)
+        self.whole = Draws.all_of(self.sizes, device)
+        halves = (self.sizes, self.subsamples, self.seed, device)
+        self.groups = [self.whole, *([Draws.halves(*halves)] if self.subsamples else [])]
+        self.smaller = [self._smaller(balanced(orders, samples)) for samples in self.sweep]
+        self.groups += self.smaller
+        self.member = torch.cat([draws.member for draws in self.groups], dim=1)
+        self.parts = parts_of(self.index[self.rows], self.subsamples, self.sweep, self.seed)
+        self._elsewhere: dict[torch.device, SampleDraws] = {}
+
+    def _smaller(self, rows: Tensor) -> Draws:
+        member = torch.zeros_like(self.whole.member)
+        member[torch.argsort(self.order)[rows]] = True
+        of_class = [part.nonzero().T for part in member[:, 0].split(self.sizes)]
+        return Draws(of_class, member, self.sizes, False)
+
+    def rows_of(self, member: Tensor) -> Tensor:
+        """Find the samples of a draw, (n,) of sorted rows, in the order in which they come."""
+        return self.order[member].sort().values
+
+    def to(self, device: torch.device) -> SampleDraws:
+        """Return the same on the device that a layer's features are on."""
+        if device == self.index.device:
+            return self
+        if device not in self._elsewhere:
+            given = (self.sizes, self.subsamples, self.seed, self.sweep)
+            self._elsewhere[device] = SampleDraws(self.index.to(device), *given)
+        return self._elsewhere[device]

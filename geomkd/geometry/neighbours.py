@@ -1,26 +1,30 @@
-"""The nearest samples of every sample: one search behind every measure of neighbours.
+"""The nearest samples of every sample, and the one place where near twins are measured again.
 
-A search reads rows of squared distances from a source: plain features (`Rows`), of which one
-triangle of products is computed and nothing kept, or a layer's `ClassGram`, which has the products.
+``x^2 + y^2 - 2xy`` cancels where two samples nearly coincide. What it cannot give to a relative
+1e-5 is measured by difference; where the nearest may have been missed they are searched again, from
+products in float64.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from geomkd.common.checks import as_features, check_finite
-from geomkd.geometry.precision import DOT_ERROR, SQ_DISTANCE_ERROR, exact_arithmetic
+from geomkd.geometry.columns import column_slices, exact_sq_distances, sq_differences
+from geomkd.geometry.precision import BLOCK, DOT_ERROR, exact_arithmetic, mean_of, scale_of
 
-BLOCK = 512  # rows that are taken to float64 at a time
 TILE = 2048  # rows and columns whose distances are in hand at a time
 SPARE = 4  # candidates beyond k, where distances are measured again
+_SQ_DISTANCE_ERROR = 1e-5  # share of a squared distance that may come from products
 _CENTRED = 2**25  # features of a tile's rows, at most: 128 MB
-_GATHERED = 8_000_000  # numbers gathered at a time where distances are measured
+
+Tile = tuple[slice, slice, Tensor]  # rows, columns and their squared distances
 
 
 class Neighbours(NamedTuple):
@@ -38,6 +42,34 @@ class Neighbours(NamedTuple):
     index: Tensor
 
 
+class Source(Protocol):
+    """Samples whose products are known to some precision, and which can be read again.
+
+    Attributes
+    ----------
+    centred_sq : Tensor, shape (n,)
+        Squared norms about the mean of all, or near it, float64.
+    residual_sq : Tensor, shape (n,)
+        Squared norms of what was multiplied: samples about points of their own.
+    apart : Tensor, shape ()
+        How far from the mean these points lie, at most.
+    dot_error : float
+        Share of the product of two norms that a product may be off by.
+    """
+
+    n: int
+    centred_sq: Tensor
+    residual_sq: Tensor
+    apart: Tensor
+    dot_error: float
+
+    def measure(self, rows: Tensor, at: Tensor) -> Tensor:
+        """Squared distances from (m,) rows to (m, k) rows, by difference: (m, k)."""
+
+    def exact_rows(self, rows: Tensor) -> Tensor:
+        """Squared distances of (m,) rows to all, from products in float64: (m, n)."""
+
+
 class Rows:
     """Features of n samples, ready for products of centred rows; nothing is copied.
 
@@ -50,8 +82,6 @@ class Rows:
     ----------
     centre : Tensor, shape (d,)
         Mean of the rows, rounded to float32 unless the features are float64.
-    sq : Tensor, shape (n,)
-        Squared norms about ``centre``, float64.
     scale : float
         Power of two that features are multiplied by where their squares would leave the type.
     """
@@ -59,120 +89,118 @@ class Rows:
     def __init__(self, features: Any) -> None:
         x = as_features(features)
         check_finite(x)
-        self.given, self.n, self.device = x, len(x), x.device
+        self.given, self.n, self.scale = x, len(x), float(scale_of(x))
         dtype = torch.float64 if x.dtype is torch.float64 else torch.float32
-        top = float(torch.linalg.vector_norm(x, float("inf")))
-        extreme = top > 0 and not 2.0**-20 < top < 2.0**20
-        self.scale = math.ldexp(1.0, min(1000, -math.frexp(top)[1])) if extreme else 1.0
-        parts = (part.double() * self.scale for part in x.split(BLOCK))
-        self.centre = (sum(part.sum(dim=0) for part in parts) / self.n).to(dtype)
-        self.sq = torch.empty(self.n, dtype=torch.float64, device=x.device)
-        for s in range(0, self.n, BLOCK):
-            exact = self.exact(slice(s, s + BLOCK))
-            self.sq[s : s + BLOCK] = torch.linalg.vector_norm(exact, dim=1).square()
-        self.error = DOT_ERROR[dtype]
+        self.centre, self.dot_error = mean_of(x, self.scale).to(dtype), DOT_ERROR[dtype]
+        norms = [
+            torch.linalg.vector_norm((part.double() * self.scale).sub_(self.centre), dim=1)
+            for part in x.split(BLOCK)
+        ]
+        self.centred_sq = self.residual_sq = torch.cat(norms).square()
+        self.apart = torch.zeros_like(self.centred_sq[0])
 
     def centred(self, rows: slice) -> Tensor:
         """Take some rows about ``centre``, in the type of the products; a copy."""
-        if self.scale != 1.0:  # which float32 may not hold
-            return self.exact(rows).to(self.centre.dtype)
-        return self.given[rows].to(self.centre.dtype) - self.centre
+        part = self.given[rows].to(self.centre.dtype)
+        return (part if self.scale == 1.0 else part * self.scale) - self.centre
 
-    def triangle(self) -> Iterator[tuple[slice, slice, Tensor]]:
-        """Yield rows, columns and their squared distances: tiles on and above the diagonal."""
+    def triangle(self) -> Iterator[Tile]:
+        """Yield tiles on and above the diagonal."""
         height = min(TILE, max(256, _CENTRED // self.given.shape[1]))
         tiles = [slice(s, min(self.n, s + height)) for s in range(0, self.n, height)]
         for i, rows in enumerate(tiles):
             left = self.centred(rows)
             # The norms ride along as two more features: one product gives x^2 + y^2 - 2 xy.
-            sq, one = self.sq[rows, None].to(left.dtype), left.new_ones(len(left), 1)
+            sq, one = self.centred_sq[rows, None].to(left.dtype), left.new_ones(len(left), 1)
             whole = torch.cat([left, sq, one], dim=1)
             for cols in tiles[i:]:
                 right = left if cols is rows else self.centred(cols)
-                sq, one = self.sq[cols, None].to(left.dtype), left.new_ones(len(right), 1)
-                yield rows, cols, whole @ torch.cat([right * -2, one, sq], dim=1).T
+                sq, one = self.centred_sq[cols, None].to(left.dtype), left.new_ones(len(right), 1)
+                distance = whole @ torch.cat([right * -2, one, sq], dim=1).T
+                yield rows, cols, distance.fill_diagonal_(torch.inf) if cols is rows else distance
 
     def measure(self, rows: Tensor, at: Tensor) -> Tensor:
-        """Squared distances from (m,) rows to (m, k) rows, by difference in float64: (m, k)."""
-        total = torch.empty(at.shape, dtype=torch.float64, device=self.device)
-        step = max(1, _GATHERED // (at.shape[1] * self.given.shape[1]))
-        for s in range(0, len(rows), step):
-            left = self.given[rows[s : s + step]].double().unsqueeze(1)
-            right = (
-                self.given[at[s : s + step].flatten()].double().view(*at[s : s + step].shape, -1)
-            )
-            total[s : s + step] = right.sub_(left).mul_(self.scale).square_().sum(dim=2)
-        return total
-
-    def exact(self, rows: slice | Tensor) -> Tensor:
-        """Centred features of some rows before any rounding to float32, float64."""
-        return (self.given[rows].double() * self.scale).sub_(self.centre)
+        """See `Source`."""
+        return sq_differences(partial(column_slices, self.given, self.scale), rows, at)
 
     def exact_rows(self, rows: Tensor) -> Tensor:
-        """Squared distances of (m,) rows to all, from products in float64: (m, n)."""
-        left, starts = self.exact(rows), range(0, self.n, BLOCK)
-        dots = torch.cat([left @ self.exact(slice(s, s + BLOCK)).T for s in starts], dim=1)
-        return dots.mul_(-2).add_(self.sq[rows, None]).add_(self.sq)
+        """See `Source`."""
+        return exact_sq_distances(partial(column_slices, self.given, self.scale), rows, self.n)
 
 
-def nearest(features: Any, k: int) -> Neighbours:
-    """Find the k nearest rows of every row of (n, ...) features, itself apart.
+def search(rows: Rows, k: int) -> Neighbours:
+    """Find the k nearest of every row, itself apart, 1 <= k < n.
 
-    Raises
-    ------
-    ValueError
-        ``k`` is not between 1 and n - 1.
-
-    Notes
-    -----
-    Euclidean distance. Cost: n^2 d multiplications in the features' own precision; memory two tiles
-    of 2,048 rows, 2,048^2 distances, and the result. Distances that the products cannot give to a
-    relative 1e-5 (of twins, of tight groups far apart) are measured again by difference in float64.
+    Squared distances are in the scale of ``rows``. Cost: n^2 d multiplications in the features' own
+    precision; memory two tiles of 2,048 rows, 2,048^2 distances, and the result.
 
     Examples
     --------
     >>> import torch
-    >>> from geomkd.geometry.neighbours import nearest
-    >>> nearest(torch.tensor([[0.0], [1.0], [3.0]]), 1).index.flatten()
+    >>> from geomkd.geometry.neighbours import Rows, search
+    >>> search(Rows(torch.tensor([[0.0], [1.0], [3.0]])), 1).index.flatten()
     tensor([1, 0, 1])
     """
-    rows = Rows(features)
-    if not 1 <= k < rows.n:
-        raise ValueError(f"k must be between 1 and n - 1 = {rows.n - 1} neighbours; got {k}")
-    found = search(rows, k)
-    return Neighbours(found.sq_distance / rows.scale / rows.scale, found.index)
+    with exact_arithmetic(rows.centre.device):
+        sq, at = nearest_of(rows.triangle(), rows.n, min(k + SPARE, rows.n - 1), rows.centre)
+        return settled(rows, Neighbours(sq.double().clamp_(min=0), at), k)
 
 
-def search(rows: Rows, k: int) -> Neighbours:
-    """Find the k nearest, 1 <= k < n; squared distances are in the scale of ``rows``."""
-    with exact_arithmetic(rows.device):
-        return _searched(rows, k)
+# ---- where products cancel -----------------------------------------------------------------------
 
 
-def _searched(rows: Rows, k: int) -> Neighbours:
-    best = torch.full((rows.n, k), torch.inf, dtype=rows.centre.dtype, device=rows.device)
-    at = torch.zeros(rows.n, k, dtype=torch.int64, device=rows.device)
-    for part, cols, distance in rows.triangle():
-        if part == cols:
-            distance.fill_diagonal_(torch.inf)
-        else:
-            keep_nearest(best, at, cols, part.start, distance.T)
-        keep_nearest(best, at, part, cols.start, distance)
-    return _settled(rows, Neighbours(best.double().clamp_(min=0), at))
+def unsure(source: Source, near: Neighbours) -> tuple[Tensor, Tensor]:
+    """Whether products cannot give (n, k) distances, and what these are off by at the most."""
+    sq, at = near
+    norm, own = source.residual_sq.sqrt(), source.centred_sq
+    # No sample of a larger norm than this is as near, by the triangle inequality.
+    reach = (sq.sqrt() + norm.unsqueeze(1) + 2 * source.apart).clamp(max=norm.max())
+    error = 2 * source.dot_error * norm.unsqueeze(1) * reach
+    # Without residuals (collapsed classes) what is left is float64 rounding of the norms.
+    error = error + 2.0**-48 * (own.unsqueeze(1) + own[at])
+    return error > _SQ_DISTANCE_ERROR * sq, error
 
 
-def _settled(rows: Rows, found: Neighbours) -> Neighbours:
-    """Find again, in float64, the neighbours of rows whose distances cancellation has spoilt."""
-    sq, at = found
-    k, norm = at.shape[1], rows.sq.sqrt()
-    error = 2 * rows.error * norm.unsqueeze(1) * norm[at] + 2.0**-48 * rows.sq.unsqueeze(1)
-    for part in (error > SQ_DISTANCE_ERROR * sq).any(dim=1).nonzero().flatten().split(BLOCK):
-        near = rows.exact_rows(part)
-        near[torch.arange(len(part), device=part.device), part] = torch.inf
-        candidates = smallest(near, min(rows.n - 1, k + SPARE))[1]
-        measured, order = rows.measure(part, candidates).sort(dim=1, stable=True)
-        sq[part], at[part] = measured[:, :k], candidates.gather(1, order[:, :k])
-    return Neighbours(sq, at)
+def settled(
+    source: Source, near: Neighbours, k: int, closed: Callable[[Tensor], Tensor] | None = None
+) -> Neighbours:
+    """Find the k nearest of the candidates of all rows, none off by more than a relative 1e-5.
+
+    ``closed`` tells, as a mask that fits (m, n), what may not be found of (m,) rows: themselves.
+    """
+    sq, at = near
+    open_, error = unsure(source, near)
+    rows = open_[:, :k].any(dim=1).nonzero().flatten()
+    if len(rows):
+        least = sq[rows, -1] - error[rows, -1]  # no sample that is no candidate is nearer
+        last = int((open_[rows] * torch.arange(1, at.shape[1] + 1, device=at.device)).max())
+        measured = source.measure(rows, at[rows, :last])
+        sq[rows, :last] = measured.masked_fill_(sq[rows, :last].isinf(), torch.inf)
+        sq[rows], order = sq[rows].sort(dim=1, stable=True)
+        at[rows] = at[rows].gather(1, order)
+        rows = rows[sq[rows, k - 1] > least]
+        if len(rows) and at.shape[1] < source.n - 1:
+            sq[rows, :k], at[rows, :k] = searched_again(source, rows, k, closed)
+    return Neighbours(sq[:, :k], at[:, :k])
+
+
+def searched_again(
+    source: Source, rows: Tensor, k: int, closed: Callable[[Tensor], Tensor] | None = None
+) -> Neighbours:
+    """Find the k nearest of (m,) rows in float64: a few more from products, then by difference."""
+    found = []
+    for part in rows.split(BLOCK):
+        distance = source.exact_rows(part)
+        own = torch.arange(source.n, device=part.device) == part.unsqueeze(1)
+        distance.masked_fill_(own if closed is None else closed(part), torch.inf)
+        least, at = smallest(distance, min(k + 2 * SPARE, source.n - 1))
+        sq = source.measure(part, at).masked_fill_(least.isinf(), torch.inf)
+        sq, order = sq.sort(dim=1, stable=True)
+        found.append((sq[:, :k], at.gather(1, order)[:, :k]))
+    return Neighbours(*(torch.cat(parts) for parts in zip(*found, strict=True)))
+
+
+# ---- the smallest of many ------------------------------------------------------------------------
 
 
 def smallest(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -200,6 +228,17 @@ def smallest(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
     places = torch.cat([places, rest], dim=1)
     found, order = values.gather(1, places).topk(k, dim=1, largest=False)
     return found, places.gather(1, order)
+
+
+def nearest_of(tiles: Iterator[Tile], n: int, k: int, like: Tensor) -> Neighbours:
+    """Find the k nearest of n rows in tiles on and above the diagonal."""
+    best = like.new_full((n, k), torch.inf)
+    at = torch.zeros(n, k, dtype=torch.int64, device=like.device)
+    for rows, cols, distance in tiles:
+        if rows != cols:
+            keep_nearest(best, at, cols, rows.start, distance.T)
+        keep_nearest(best, at, rows, cols.start, distance)
+    return Neighbours(best, at)
 
 
 def keep_nearest(best: Tensor, at: Tensor, rows: slice, first: int, distance: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""How numbers are computed: in which precision, on how many threads, and what 1/0 is."""
+"""How numbers are computed: in what blocks, scale and precision, and what 1/0 is."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from contextlib import contextmanager, nullcontext
 import torch
 from torch import Tensor
 
+BLOCK = 512  # rows that are taken to float64 at a time: 2 MB a square block, which stays in cache
 COLUMNS = 1024  # features that are centred and multiplied at a time
 # A product of two rows is off by about this share of |x||y|.
 DOT_ERROR = {torch.float32: 2.0**-21, torch.float64: 2.0**-50}
-SQ_DISTANCE_ERROR = 1e-5  # share of a squared distance that may come from products
 ZERO_VARIANCE = 2.0**-88  # of the squared norms: what rounding a float64 mean leaves
 
 
@@ -57,3 +57,40 @@ def one_thread() -> Iterator[None]:
 def inverse(x: Tensor) -> Tensor:
     """1/x, and 0 where x is 0."""
     return torch.where(x > 0, 1 / x, 0.0)
+
+
+def scale_of(x: Tensor, dtype: torch.dtype | None = None, *, beyond: int = 20) -> Tensor:
+    """Power of two that brings the largest magnitude near 1, so that no square leaves ``dtype``.
+
+    1 where it lies within 2^-beyond ... 2^beyond. A 0-d float64 tensor: nothing waits for a device.
+
+    Examples
+    --------
+    >>> import torch
+    >>> [scale_of(torch.tensor(top)).item() for top in (3.0, 2.0**40, 0.0)]
+    [1.0, 4.547473508864641e-13, 1.0]
+    """
+    low, high = torch.aminmax(x)
+    top = torch.maximum(-low, high).double()
+    exponent = torch.frexp(top).exponent
+    ordinary = (exponent.abs() <= beyond) | ~top.isfinite()
+    # Such a power is a normal number of the type, so that products with it are exact.
+    most = 1000 if (dtype or x.dtype) is torch.float64 else 125
+    exponent = exponent.clamp(-most, most).masked_fill(ordinary, 0)
+    return torch.ldexp(torch.ones_like(top), -exponent)
+
+
+def mean_of(x: Tensor, scale: Tensor | float = 1.0) -> Tensor:
+    """Mean of the rows of (n, d) features times a power of two, float64, a block at a time."""
+    return sum((part.double() * scale).sum(dim=0) for part in x.split(BLOCK)) / len(x)
+
+
+def centred(
+    x: Tensor, scale: Tensor | float = 1.0, dtype: torch.dtype = torch.float64
+) -> tuple[Tensor, Tensor]:
+    """(n, d) features times a power of two about their mean, and that mean, which is float64."""
+    mean = mean_of(x, scale)
+    high = mean.to(dtype)
+    exact = (x.to(dtype) * scale).sub_(high)
+    # Of the mean in two parts, a difference is as near as if it were taken in float64 and rounded.
+    return exact if dtype is torch.float64 else exact.sub_((mean - high).to(dtype)), mean

@@ -6,14 +6,16 @@ whatever does not depend on the choice of axes can be computed from them, howeve
 
 from __future__ import annotations
 
-import math
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from geomkd.common.checks import as_features, check_finite
-from geomkd.geometry.precision import COLUMNS, ZERO_VARIANCE, exact_arithmetic
+from geomkd.geometry.columns import Columns, column_slices
+from geomkd.geometry.precision import ZERO_VARIANCE, centred, exact_arithmetic, scale_of
 
 
 class Principal(NamedTuple):
@@ -72,20 +74,27 @@ def principal(features: Any, *, center: bool = True) -> Principal:
     x = as_features(features)
     check_finite(x)
     with exact_arithmetic(x.device):
-        top = float(x.abs().max())
-        extreme = top > 0 and not 2.0**-400 < top < 2.0**400  # squares would leave float64
-        scale = 2.0 ** -math.frexp(top)[1] if extreme else 1.0
-        wide = x.shape[1] >= len(x)
+        scale = scale_of(x, torch.float64, beyond=400)  # where squares leave float64
         square = torch.zeros(2 * (min(x.shape),), dtype=torch.float64, device=x.device)
-        if not wide:
-            exact = _centred(x, scale, center)
+        if x.shape[1] < len(x):
+            exact, means_sq = _exact(x, scale, center)
             values, axes = torch.linalg.eigh(square.addmm_(exact.T, exact))
-            kept = _positive(values, _raw_sum(x, scale), max(x.shape))
+            kept = _positive(values, square.trace() + means_sq, len(x))
             return Principal(exact @ axes[:, kept].flip(1), values[kept].flip(0), x.shape[1])
-        for start in range(0, x.shape[1], COLUMNS):
-            exact = _centred(x[:, start : start + COLUMNS], scale, center)
+        raw_sum = torch.zeros_like(scale)
+        for piece in column_slices(x):
+            exact, means_sq = _exact(piece, scale, center)
             square.addmm_(exact, exact.T)
-        return of_gram(square, x.shape[1], raw_sum=_raw_sum(x, scale))
+            raw_sum = raw_sum + means_sq
+        return of_gram(square, x.shape[1], raw_sum=raw_sum + square.trace())
+
+
+def _exact(x: Tensor, scale: Tensor, center: bool) -> tuple[Tensor, Tensor | float]:
+    """Features in float64, and the squared norms of the mean that was taken off every row."""
+    if not center:
+        return x.double() * scale, 0.0
+    exact, mean = centred(x, scale)
+    return exact, len(x) * mean.square().sum()
 
 
 def of_gram(gram: Tensor, dim: int, *, raw_sum: Tensor | float = 0.0) -> Principal:
@@ -99,17 +108,92 @@ def of_gram(gram: Tensor, dim: int, *, raw_sum: Tensor | float = 0.0) -> Princip
     return Principal(axes[:, kept].flip(1) * values.sqrt(), values, dim)
 
 
-def _centred(x: Tensor, scale: float, center: bool) -> Tensor:
-    exact = x.double() * scale
-    return exact.sub_(exact.mean(dim=0)) if center else exact
-
-
-def _raw_sum(x: Tensor, scale: float) -> Tensor:
-    pieces = (x[:, s : s + COLUMNS].double() * scale for s in range(0, x.shape[1], COLUMNS))
-    return sum(piece.square().sum() for piece in pieces)
-
-
 def _positive(values: Tensor, raw_sum: Tensor | float, size: int) -> Tensor:
     """Which eigenvalues are more than rounding."""
     floor = size * torch.finfo(values.dtype).eps * values[-1]
     return (values > floor) & (values.sum() > ZERO_VARIANCE * raw_sum) & (values > 0)
+
+
+class SubsetGram:
+    """Gram matrix of some rows of a layer's features, gathered while its columns are read.
+
+    Parameters
+    ----------
+    rows : Tensor, shape (m,)
+        Which rows, of the features as they come.
+    scale : float
+        Power of two that the columns were multiplied by, which is undone.
+
+    Attributes
+    ----------
+    gram : Tensor, shape (m, m)
+        About the mean of these rows, float64.
+    dim : int
+        Features, d.
+    """
+
+    def __init__(self, rows: Tensor, scale: float = 1.0) -> None:
+        m, zeros = len(rows), {"dtype": torch.float64, "device": rows.device}
+        self.rows, self.scale, self.dim, self._done = rows, scale, 0, False
+        self.gram = torch.zeros(m, m, **zeros)
+        self._to_mean = torch.zeros(m, **zeros)  # (x_i - mean) . mean
+        self._mean_sq = torch.zeros((), **zeros)
+
+    def watching(self, columns: Columns) -> Columns:
+        """Return the columns, which on their first reading are gathered from."""
+
+        def watched() -> Iterator[Tensor]:
+            for piece in columns():
+                if not self._done:
+                    self.add(piece)
+                yield piece
+            self._done = True
+
+        return watched
+
+    def add(self, piece: Tensor) -> None:
+        """Add (n, width) columns of the features."""
+        with exact_arithmetic(self.gram.device):
+            exact, mean = centred(piece[self.rows], 1 / self.scale)
+            self.gram.addmm_(exact, exact.T)
+            self._to_mean += exact @ mean
+            self._mean_sq += mean @ mean
+            self.dim += piece.shape[1]
+
+    def principal(self, part: Tensor, *, center: bool) -> Principal:
+        """Principal coordinates of some of the rows, given by their places."""
+        gram = self.gram[part][:, part]
+        to_mean = self._to_mean[part]
+        raw_sum = self._raw_sq()[part].sum()
+        if center:
+            row = gram.mean(dim=1)
+            gram = gram - row.unsqueeze(1) - row + row.mean()
+        else:
+            gram = gram + to_mean.unsqueeze(1) + to_mean + self._mean_sq
+        return of_gram(gram, self.dim, raw_sum=raw_sum)
+
+    def packed(self) -> np.ndarray:
+        """Upper triangle of the Gram matrix, float32: what is kept of a layer; 0 if rows equal."""
+        i, j = torch.triu_indices(*self.gram.shape, device=self.gram.device)
+        varies = self.gram.trace() > ZERO_VARIANCE * self._raw_sq().sum()
+        return torch.where(varies, self.gram[i, j], 0.0).float().cpu().numpy()
+
+    def _raw_sq(self) -> Tensor:
+        """Squared norms of the rows as they are, (m,)."""
+        return self.gram.diagonal() + 2 * self._to_mean + self._mean_sq
+
+
+def unpacked(packed: np.ndarray, m: int) -> np.ndarray:
+    """Gram matrices (L, m, m), float32, from L packed ones.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> unpacked(np.array([[1.0, 2.0, 3.0]]), 2)
+    array([[[1., 2.],
+            [2., 3.]]], dtype=float32)
+    """
+    i, j = np.triu_indices(m)
+    grams = np.empty((len(packed), m, m), dtype=np.float32)
+    grams[:, i, j] = grams[:, j, i] = packed
+    return grams

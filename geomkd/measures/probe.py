@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from geomkd.common.checks import as_classes, as_features, check_number
+from geomkd.geometry.draws import held_out
 from geomkd.geometry.precision import exact_arithmetic, inverse
 from geomkd.geometry.principal import Principal, principal
-from geomkd.geometry.split import held_out
 from geomkd.measures.measure import Measure
 from geomkd.measures.null import WithNull, against_null
 

@@ -9,12 +9,11 @@ import torch
 from torch import Tensor
 
 from geomkd.common.checks import check_int, check_number
+from geomkd.geometry.draws import SampleDraws, held_out
 from geomkd.geometry.gram import ClassGram
 from geomkd.geometry.neighbours import Neighbours
 from geomkd.geometry.precision import exact_arithmetic
 from geomkd.geometry.row_blocks import nearest_rows, sums_over_classes, sums_over_labels, walk
-from geomkd.geometry.sample_draws import SampleDraws
-from geomkd.geometry.split import held_out
 from geomkd.measures.measure import Measure
 from geomkd.measures.null import WithNull, against_null
 

@@ -13,11 +13,17 @@ import torch
 from torch import Tensor
 
 from geomkd.common.checks import as_features, check_finite
-from geomkd.geometry.precision import COLUMNS, ZERO_VARIANCE, exact_arithmetic
+from geomkd.geometry.columns import column_slices
+from geomkd.geometry.precision import (
+    BLOCK,
+    ZERO_VARIANCE,
+    centred,
+    exact_arithmetic,
+    scale_of,
+)
 from geomkd.geometry.principal import Principal, principal
 from geomkd.measures.measure import Measure
 
-BLOCK = 512  # rows of a block of the triangle
 _AT_ONCE = 2**18  # float64 numbers of all layers' rows multiplied at a time: 2 MB stay in cache
 _NOISE = 4  # roundings that a dot product may be off by
 
@@ -216,14 +222,6 @@ def products_of(xs: Sequence[Tensor], ys: Sequence[Tensor], debiased: bool) -> P
     return triangle_products(left, right, debiased)
 
 
-def scale_of(x: Tensor) -> Tensor:
-    """Power of two that brings the largest magnitude below 1, so that no square leaves float32."""
-    low, high = torch.aminmax(x)
-    most = 1000 if x.dtype is torch.float64 else 126  # such a power of two is a normal number
-    exponent = torch.frexp(torch.maximum(-low, high).double()).exponent.clamp(-most, most)
-    return torch.ldexp(torch.ones_like(exponent, dtype=torch.float64), -exponent)
-
-
 def triangle_of(x: Tensor, scale: Tensor) -> Triangle:
     """Triangle of (n, d) features times a power of two, from slices of their columns."""
     n, dtype = len(x), torch.float64 if x.dtype is torch.float64 else torch.float32
@@ -233,8 +231,8 @@ def triangle_of(x: Tensor, scale: Tensor) -> Triangle:
         for start in starts
     ]
     sq, mean_sq = torch.zeros(n, dtype=scale.dtype, device=x.device), torch.zeros_like(scale)
-    for column in range(0, x.shape[1], COLUMNS):
-        piece, mean = _centred(x[:, column : column + COLUMNS], scale, dtype)
+    for columns in column_slices(x):
+        piece, mean = centred(columns, scale, dtype)
         mean_sq = mean_sq + mean.square().sum()
         sq += torch.linalg.vector_norm(piece, dim=1).double().square()
         for start, block in zip(starts, rows, strict=True):
@@ -323,19 +321,10 @@ class _Narrow(NamedTuple):
 
     @classmethod
     def of(cls, x: Tensor) -> _Narrow:
-        exact, mean = _centred(x, scale_of(x), torch.float64)
+        exact, mean = centred(x, scale_of(x))
         sq = torch.linalg.vector_norm(exact, dim=1).square()
         noise = _NOISE * torch.finfo(sq.dtype).eps * sq.sum().square()
         return cls(exact, sq, torch.where(_varies(sq, mean.square().sum()), noise, torch.inf))
-
-
-def _centred(x: Tensor, scale: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Centred features times a power of two, and the means of these, float64."""
-    mean = sum(part.double().sum(dim=0) for part in x.split(BLOCK)) * (scale / len(x))
-    # Of the mean in two parts, a difference is as near as if it were taken in float64 and rounded.
-    high = mean.to(dtype)
-    low = (mean - high.double()).to(dtype)
-    return (x.to(dtype) * scale.to(dtype)).sub_(high).sub_(low), mean
 
 
 def _varies(sq: Tensor, mean_sq: Tensor) -> Tensor:

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from geomkd.common.checks import check_int
+from geomkd.geometry.draws import SampleDraws
 from geomkd.geometry.gram import ClassGram
 from geomkd.geometry.precision import COLUMNS, exact_arithmetic, one_thread
+from geomkd.geometry.principal import SubsetGram
 from geomkd.geometry.row_blocks import NUMBERS, NearestRows, walk
-from geomkd.geometry.sample_draws import SampleDraws
-from geomkd.geometry.subset_gram import SubsetGram
 from geomkd.measures.dimension import K, distinct, warn_of_equal_rows
 from geomkd.measures.measure import Measure
 from geomkd.measures.null import NULL_COLUMNS, against_null

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from geomkd.common.files import atomic_write
-from geomkd.geometry.subset_gram import parts_of, unpacked
+from geomkd.geometry.draws import parts_of
+from geomkd.geometry.principal import unpacked
 from geomkd.scoring.ranking import rank_sets, ranks, spread, top
 from geomkd.scoring.selection import loes, top_apart
 from geomkd.scoring.selection import redundancy as overlap

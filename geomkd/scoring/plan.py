@@ -11,8 +11,7 @@ import torch
 from torch import nn
 
 from geomkd.data.sample import Sample
-from geomkd.geometry.gram import BLOCK
-from geomkd.geometry.precision import COLUMNS
+from geomkd.geometry.precision import BLOCK, COLUMNS
 from geomkd.network.forward import Forward, call, first_tensor, modules_by_name
 from geomkd.network.hooks import watching
 from geomkd.network.layers import Layer

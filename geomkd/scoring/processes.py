@@ -26,7 +26,7 @@ class Row(NamedTuple):
     draws, sweep : dict of str to list of float
         Columns in the half-samples, and in the smaller samples.
     gram : ndarray
-        Packed Gram matrix of the kept subset; see `geomkd.geometry.subset_gram`.
+        Packed Gram matrix of the kept subset; see `geomkd.geometry.principal`.
     """
 
     stored: Stored

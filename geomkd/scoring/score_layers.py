@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -17,9 +16,11 @@ from tqdm import tqdm
 
 from geomkd.common.checks import check_dataset_size, check_definition, check_int
 from geomkd.data.sample import Sample, can_be_read_again, to_device
-from geomkd.geometry.gram import ClassGram, Columns, column_slices, residual_gram
-from geomkd.geometry.sample_draws import SampleDraws
-from geomkd.geometry.subset_gram import SubsetGram
+from geomkd.geometry.columns import Columns, column_slices, residual_gram
+from geomkd.geometry.draws import SampleDraws
+from geomkd.geometry.gram import ClassGram
+from geomkd.geometry.precision import scale_of
+from geomkd.geometry.principal import SubsetGram
 from geomkd.measures.table import LABEL_FREE, named
 from geomkd.network.forward import Forward, call, evaluating, first_tensor, on_device, unwrap
 from geomkd.network.layers import Layer, candidate_layers, describe_layers
@@ -338,7 +339,7 @@ class _Job:
         held = self.reader.read(group, self.share.plan.batch_size, a)
         for s in group:
             features = held.pop(s.layer.name)
-            scale = _scale_of(features)
+            scale = float(scale_of(features))
             yield s, partial(column_slices, features, scale), scale, features
 
     def _sliced(self, s: Stored, a: int | None) -> Iterator[Tensor]:
@@ -357,12 +358,3 @@ def told_of(layer: str) -> Iterator[None]:
         yield
     for warning in caught:
         warnings.warn(f"layer {layer!r}: {warning.message}", warning.category, stacklevel=6)
-
-
-def _scale_of(features: Tensor) -> float:
-    """Power of two that brings features whose squares would leave float32 near 1; else 1."""
-    low, high = torch.aminmax(features)
-    top = max(-float(low), float(high))
-    if not 0 < top < math.inf or 2.0**-20 < top < 2.0**20:
-        return 1.0
-    return 2.0 ** -max(-120, min(120, math.frexp(top)[1]))

@@ -14,13 +14,12 @@ from tqdm import tqdm
 
 from geomkd.common.checks import as_features, check_finite, check_int
 from geomkd.data.sample import Sample, to_device
-from geomkd.geometry.precision import exact_arithmetic
+from geomkd.geometry.precision import exact_arithmetic, scale_of
 from geomkd.geometry.principal import principal
 from geomkd.measures.similarity import (
     Triangle,
     procrustes_from,
     products_of,
-    scale_of,
     triangle_of,
     triangle_products,
 )

@@ -1,12 +1,15 @@
-"""Half-samples: how they are drawn, and that statistics of a draw are those of the subset."""
+"""How samples are drawn, and that statistics of a half-sample are those of the subset."""
+
+import itertools
 
 import numpy as np
 import pytest
 import torch
 from oracle import DEFINITIONS, clusters, values_of
+from torch._subclasses import FakeTensorMode
 
 from geomkd import knowledge_quality
-from geomkd.geometry.draws import Draws
+from geomkd.geometry.draws import MOST, Draws, balanced, held_out, nested, parts_of
 from geomkd.geometry.gram import ClassGram
 from geomkd.measures.quality import quality_from
 from geomkd.measures.quality_statistics import STATISTICS, Robust, statistics_of_sample
@@ -78,6 +81,143 @@ def test_pairs_come_a_few_at_a_time():
     for rows, part in parts:
         for one, chosen in zip(part, draws.of_class[1][rows], strict=True):
             assert torch.equal(one, square[chosen][:, chosen])
+
+
+# ---- held-out rows -------------------------------------------------------------------------------
+
+TESTED = [1, 2, 3, 10, 25]
+
+
+def labels(sizes=TESTED, seed=0):
+    index = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
+    return index[torch.randperm(len(index), generator=torch.Generator().manual_seed(seed))]
+
+
+@pytest.mark.parametrize(
+    ("share", "expected"),
+    [(0.3, [0, 1, 1, 3, 8]), (0.5, [0, 1, 2, 5, 13]), (1e-9, [0, 1, 1, 1, 1])],
+)
+def test_share_of_every_class(share, expected):
+    index = labels()
+    train, test = held_out(index, 5, share, seed=0)
+    assert index[test].bincount(minlength=5).tolist() == expected
+    assert torch.equal(train, ~test)
+
+
+def test_every_class_keeps_a_training_row():
+    train, _ = held_out(labels(), 5, 1 - 1e-9, seed=0)
+    assert labels()[train].bincount().tolist() == [1, 1, 1, 1, 1]
+
+
+def test_seeds_of_a_split():
+    index, state = labels(), torch.get_rng_state()
+    first, again, other = (held_out(index, 5, 0.3, seed=s)[1] for s in (0, 0, 1))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_every_row_is_as_likely_held_out():
+    """Of 2,000 seeds, each of ten rows is held out in 30 %; five standard errors."""
+    index = torch.zeros(10, dtype=torch.int64)
+    drawn = torch.stack([held_out(index, 1, 0.3, seed=s)[1] for s in range(2000)])
+    assert (drawn.double().mean(dim=0) - 0.3).abs().max() < 5 * (0.3 * 0.7 / 2000) ** 0.5
+
+
+def test_class_numbers_do_not_enter():
+    index = labels()
+    renamed = torch.tensor([3, 0, 4, 1, 2])[index]
+    assert torch.equal(held_out(index, 5, 0.3, 0)[1], held_out(renamed, 5, 0.3, 0)[1])
+
+
+def test_a_split_on_a_device_that_does_not_exist():
+    with FakeTensorMode(allow_non_fake_inputs=False):
+        index = torch.zeros(20, dtype=torch.int64, device="cuda:0")
+        train, test = held_out(index, 3, 0.3, seed=0)
+    assert train.device == test.device == torch.device("cuda", 0)
+    assert train.shape == test.shape == (20,)
+    assert train.dtype == test.dtype == torch.bool
+
+
+# ---- smaller samples -----------------------------------------------------------------------------
+
+UNEQUAL = torch.from_numpy(np.random.default_rng(0).permutation(np.repeat([0, 1, 2], [2, 30, 68])))
+SIZES = [2, 30, 68]
+
+
+def test_nested_orders_every_class():
+    orders = nested(UNEQUAL, SIZES, seed=0)
+    for a, order in enumerate(orders):
+        assert torch.equal(order.sort().values, (a == UNEQUAL).nonzero().flatten())
+    again, other = nested(UNEQUAL, SIZES, seed=0), nested(UNEQUAL, SIZES, seed=1)
+    assert all(torch.equal(a, b) for a, b in zip(orders, again, strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(orders, other, strict=True))
+
+
+def test_nested_is_a_fair_draw():
+    """Each of 30 rows is as often the first of its class."""
+    first = torch.stack([nested(UNEQUAL, SIZES, seed)[1][0] for seed in range(900)])
+    counts = first.bincount(minlength=100)[UNEQUAL == 1]
+    assert ((counts - 30) ** 2 / 30).sum() < 58.3  # chi-square of 29 degrees, 0.1 %
+
+
+@pytest.mark.parametrize(
+    ("samples", "expected"),
+    [(0, [2, 2, 2]), (9, [2, 3, 3]), (60, [2, 20, 20]), (99, [2, 30, 33]), (1000, [2, 30, 68])],
+)
+def test_balanced(samples, expected):
+    rows = balanced(nested(UNEQUAL, SIZES, seed=0), samples)
+    assert UNEQUAL[rows].bincount().tolist() == expected
+    assert (rows.diff() > 0).all()
+
+
+def test_smaller_samples_are_parts_of_larger_ones():
+    orders = nested(UNEQUAL, SIZES, seed=3)
+    chain = [set(balanced(orders, samples).tolist()) for samples in (6, 20, 50, 100)]
+    assert all(small < large for small, large in itertools.pairwise(chain))
+
+
+def test_global_state_is_left_alone():
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    before = nested(UNEQUAL, SIZES, 0)
+    torch.set_default_dtype(torch.float64)
+    try:
+        after = nested(UNEQUAL, SIZES, 0)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+def test_parts():
+    """All, half of every class at a time, then nested smaller samples."""
+    parts = parts_of(UNEQUAL, 3, [9, 60, 5000], seed=0)
+    assert len(parts) == 7
+    assert parts[0].tolist() == list(range(100))
+    halves = [UNEQUAL[part].bincount().tolist() for part in parts[1:4]]
+    assert halves == [[2, 15, 34]] * 3
+    assert len({tuple(part.tolist()) for part in parts[1:4]}) == 3
+    assert [UNEQUAL[part].bincount().tolist() for part in parts[4:]] == [
+        [2, 3, 3],
+        [2, 20, 20],
+        [2, 30, 68],  # more than are there: all of them
+    ]
+    assert all((part.diff() > 0).all() for part in parts)
+    assert set(parts[4].tolist()) < set(parts[5].tolist())
+    assert [len(part) for part in parts_of(UNEQUAL, 0, [], seed=0)] == [100]
+
+
+def test_most():
+    assert MOST == 1000  # what the documentation says
+
+
+def test_smaller_samples_on_a_device_that_does_not_exist():
+    with FakeTensorMode(allow_non_fake_inputs=False):
+        own = torch.device("cuda", 0)
+        orders = nested(torch.zeros(100, dtype=torch.int64, device=own), SIZES, 0)
+        assert {order.device for order in orders} == {own}
+        assert balanced(orders, 30).device == own
 
 
 # ---- a draw's statistics are those of knowledge_quality on the subset ----------------------------

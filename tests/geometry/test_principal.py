@@ -1,11 +1,20 @@
-"""Principal coordinates against numpy's singular value decomposition."""
+"""Principal coordinates, of features and of a kept Gram matrix, against numpy."""
 
 import numpy as np
 import pytest
 import torch
 from torch._subclasses import FakeTensorMode
 
-from geomkd.geometry.principal import COLUMNS, of_gram, principal
+from geomkd.geometry.columns import column_slices
+from geomkd.geometry.precision import COLUMNS, scale_of
+from geomkd.geometry.principal import (
+    SubsetGram,
+    _exact,
+    _positive,
+    of_gram,
+    principal,
+    unpacked,
+)
 
 shapes = pytest.mark.parametrize("shape", [(40, 7), (30, 30), (20, 90), (12, COLUMNS + 300)])
 
@@ -138,12 +147,98 @@ def test_features_must_be_finite():
         principal(torch.tensor([[0.0], [1], [torch.nan], [3]]))
 
 
-def test_gram_on_a_device_that_does_not_exist():
+def test_on_a_device_that_does_not_exist():
     """Up to the choice of eigenvalues, whose number is data."""
-    from geomkd.geometry.principal import _centred, _positive, _raw_sum
-
     with FakeTensorMode(allow_non_fake_inputs=False):
-        x = torch.empty(20, 2000, device="cuda:0")
-        values = torch.empty(20, device="cuda:0", dtype=torch.float64)
-        kept = _positive(values, _raw_sum(x, 0.5), 20)
-        assert kept.device == _centred(x, 0.5, True).device == x.device
+        own = torch.device("cuda", 0)
+        x = torch.empty(20, 2000, device=own)
+        values = torch.empty(20, device=own, dtype=torch.float64)
+        scale = scale_of(x, torch.float64, beyond=400)
+        exact, means_sq = _exact(x, scale, True)
+        assert exact.device == means_sq.device == _positive(values, means_sq, 20).device == own
+        subset = SubsetGram(torch.zeros(30, dtype=torch.int64, device=own))
+        subset.add(torch.empty(100, 17, device=own))
+        assert subset.gram.device == subset._to_mean.device == subset._mean_sq.device == own
+
+
+# ---- the subset whose Gram matrix is kept --------------------------------------------------------
+
+
+def filled(x, rows, scale=1.0):
+    subset = SubsetGram(rows, scale)
+    columns = subset.watching(lambda: column_slices(x, scale))
+    pieces = [piece.clone() for piece in columns()]
+    return subset, pieces, columns
+
+
+def offset_gaussian(n, d, *, offset=0.0):
+    return torch.from_numpy(gaussian(n, d, seed=d, offset=offset))
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.0**-6])
+@pytest.mark.parametrize("d", [7, 1024, 2500])
+def test_gram_of_a_subset(d, scale):
+    x, rows = offset_gaussian(60, d, offset=2), torch.arange(3, 60, 2)
+    subset, pieces, columns = filled(x, rows, scale)
+    centred = x[rows] - x[rows].mean(dim=0)
+    torch.testing.assert_close(subset.gram, centred @ centred.T, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(subset._raw_sq(), x[rows].square().sum(dim=1))
+    assert subset.dim == d
+    assert torch.equal(torch.cat(pieces, dim=1), x * scale)
+    for _ in columns():  # a second reading adds nothing
+        pass
+    assert subset.dim == d
+    torch.testing.assert_close(subset.gram, centred @ centred.T, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("center", [True, False])
+@pytest.mark.parametrize("d", [5, 200])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_principal_of_a_part(dtype, d, center):
+    """As from the features of these rows."""
+    x, rows = offset_gaussian(80, d, offset=1).to(dtype), torch.arange(0, 80, 2)
+    subset, _, _ = filled(x, rows)
+    for part in (torch.arange(40), torch.arange(5, 40, 3)):
+        found = subset.principal(part, center=center)
+        expected = principal(x[rows[part]], center=center)
+        assert (found.n, found.dim) == (len(part), d)
+        torch.testing.assert_close(found.sq_singular, expected.sq_singular, rtol=1e-8, atol=1e-8)
+        grams = [p.coordinates @ p.coordinates.T for p in (found, expected)]
+        torch.testing.assert_close(*grams, rtol=1e-8, atol=1e-8)
+
+
+def test_principal_with_an_offset():
+    """The kept matrix is about the mean: an offset costs the centred spectrum no digits."""
+    x = offset_gaussian(50, 20)
+    far, _, _ = filled((x + 1e6).double(), torch.arange(50))
+    part = torch.arange(10, 40)
+    expected = principal(x[part])
+    found = far.principal(part, center=True).sq_singular
+    torch.testing.assert_close(found, expected.sq_singular, rtol=1e-8, atol=0)
+
+
+def test_equal_rows_of_a_subset_have_rank_0():
+    x = torch.full((30, 9), 0.1)
+    subset, _, _ = filled(x, torch.arange(30))
+    assert subset.principal(torch.arange(30), center=True).sq_singular.shape == (0,)
+    assert subset.principal(torch.arange(30), center=False).sq_singular.shape == (1,)
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.0**5])
+def test_packed(scale):
+    x, rows = offset_gaussian(12, 5), torch.arange(1, 9)
+    subset, _, _ = filled(x, rows, scale)
+    packed = subset.packed()
+    assert (packed.shape, packed.dtype) == ((36,), np.float32)
+    grams = unpacked(np.stack([packed, 2 * packed]), 8)
+    assert (grams.shape, grams.dtype) == ((2, 8, 8), np.float32)
+    centred = (x[rows] - x[rows].mean(dim=0)).numpy()
+    np.testing.assert_allclose(grams[0], centred @ centred.T, rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(grams[1], 2 * grams[0])
+    np.testing.assert_array_equal(grams[0], grams[0].T)
+
+
+def test_equal_rows_are_packed_as_0():
+    """Not as what is left of an offset that the mean cannot hold."""
+    subset, _, _ = filled(torch.full((30, 9), 0.1, dtype=torch.float64), torch.arange(30))
+    assert not subset.packed().any()

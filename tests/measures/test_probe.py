@@ -7,8 +7,8 @@ from oracle import clusters
 from sklearn.linear_model import LogisticRegression
 from torch._subclasses import FakeTensorMode
 
+from geomkd.geometry.draws import held_out
 from geomkd.geometry.principal import principal
-from geomkd.geometry.split import held_out
 from geomkd.measures import probe
 from geomkd.measures.probe import linear_probe, linear_probe_from, standardised
 

@@ -10,11 +10,10 @@ from oracle import clusters
 from sklearn.metrics import silhouette_samples, silhouette_score
 from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
 
-from geomkd.geometry.draws import Draws
+from geomkd.geometry.draws import Draws, held_out
 from geomkd.geometry.gram import ClassGram
 from geomkd.geometry.neighbours import Neighbours
 from geomkd.geometry.row_blocks import sums_over_classes, sums_over_labels, walk
-from geomkd.geometry.split import held_out
 from geomkd.measures import fisher_ratio, knn_accuracy, nearest_class_mean, silhouette
 from geomkd.measures.collapse import fisher_ratio_from, ratio
 from geomkd.measures.separability import (

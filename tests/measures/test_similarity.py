@@ -7,13 +7,12 @@ import torch
 from alike import pair, plain_cka
 from torch._subclasses import FakeTensorMode
 
-from geomkd.geometry.precision import exact_arithmetic
+from geomkd.geometry.precision import exact_arithmetic, scale_of
 from geomkd.measures import similarity
 from geomkd.measures.similarity import (
     cka,
     cka_from,
     procrustes_distance,
-    scale_of,
     triangle_of,
     triangle_products,
 )

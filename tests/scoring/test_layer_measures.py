@@ -13,8 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from geomkd import measures as public
 from geomkd import score_layers
-from geomkd.geometry.draws import Draws
-from geomkd.geometry.subset_gram import balanced, nested, parts_of
+from geomkd.geometry.draws import Draws, balanced, nested, parts_of
 from geomkd.measures.table import LABEL_FREE, NAMES, columns_of
 
 TERMS = ("separation", "information", "efficiency", "quality")
