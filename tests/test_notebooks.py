@@ -9,7 +9,7 @@ NOTEBOOKS = sorted(Path(__file__).parents[1].glob("notebooks/*.ipynb"))
 
 
 def test_there_are_notebooks():
-    names = ["distil_from_a_ranking", "explore_a_teacher", "read_the_geometry"]
+    names = ["1_explore_a_teacher", "2_distil_from_a_ranking", "3_read_the_geometry"]
     assert [path.stem for path in NOTEBOOKS] == names
 
 
