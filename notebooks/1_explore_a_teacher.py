@@ -18,6 +18,9 @@
 # learned from the layers you chose. Everything here runs on a laptop, on data that is installed
 # with scikit-learn.
 
+# %% tags=["parameters"]
+n_images, teacher_epochs, student_epochs = 1000, 8, 10
+
 # %%
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -26,6 +29,8 @@ import torch
 from geomkd import candidate_layers, capture, distill, knowledge_quality, pair_layers, score_layers
 from geomkd.datasets import digits
 from geomkd.quickstart import residual_network, sqrt_si
+
+torch.set_num_threads(1)  # networks this small gain nothing from more
 
 # %% [markdown]
 # ## 1. One layer's features
@@ -75,11 +80,10 @@ for definition in ("published", "robust"):
 
 # %%
 data = digits(seed=0)
-train, test = (data.x_train, data.y_train), (data.x_test, data.y_test)
+train, test = (data.x_train[:n_images], data.y_train[:n_images]), (data.x_test, data.y_test)
 teacher = residual_network(widths=(16, 32, 64), blocks=3, seed=0)
-taught = distill(
-    teacher, None, train, objective="ce", val=test, epochs=8, batch_size=64, progress=False
-)
+options = {"val": test, "batch_size": 64, "progress": False}
+taught = distill(teacher, None, train, objective="ce", epochs=teacher_epochs, **options)
 taught
 
 # %% [markdown]
@@ -96,9 +100,9 @@ for layer in candidate_layers(teacher, data.x_train[:2]):
 
 # %%
 with capture(teacher, ["block3", "block9"]) as features, torch.no_grad():
-    teacher(data.x_train)
+    teacher(train[0])
 for name, x in features.items():
-    print(name, knowledge_quality(x, data.y_train))
+    print(name, knowledge_quality(x, train[1]))
 
 # %% [markdown]
 # ## 3. All layers at once, and how sure
@@ -138,9 +142,7 @@ print("by sqrt(SI):", scores.select(3, by=sqrt_si))
 student = residual_network(widths=(4, 8, 16), blocks=1, seed=1)
 pairs = pair_layers(scores.select(3, by="separation"), student, data.x_train[:2])
 print(pairs)
-result = distill(
-    student, teacher, train, pairs=pairs, val=test, epochs=10, batch_size=64, progress=False
-)
+result = distill(student, teacher, train, pairs=pairs, epochs=student_epochs, **options)
 result
 
 # %%
@@ -152,9 +154,7 @@ plt.show()
 
 # %%
 alone = residual_network(widths=(4, 8, 16), blocks=1, seed=1)
-baseline = distill(
-    alone, None, train, objective="ce", val=test, epochs=10, batch_size=64, progress=False
-)
+baseline = distill(alone, None, train, objective="ce", epochs=student_epochs, **options)
 print("last epoch, one seed:")
 print(f"features only {result.accuracy:.3f}, cross entropy {baseline.accuracy:.3f}")
 

@@ -17,6 +17,9 @@
 # four ways, distil the same student from each, compare with other objectives, and keep a run that
 # may be interrupted. Digits from scikit-learn, small networks, short runs.
 
+# %% tags=["parameters"]
+n_images, epochs, failing_step = 1000, 6, 42
+
 # %%
 import tempfile
 from pathlib import Path
@@ -33,7 +36,7 @@ from geomkd.quickstart import residual_network
 
 torch.set_num_threads(1)  # networks this small gain nothing from more
 data = digits(seed=0)
-train, val = (data.x_train, data.y_train), (data.x_val, data.y_val)
+train, val = (data.x_train[:n_images], data.y_train[:n_images]), (data.x_val, data.y_val)
 example = data.x_train[:2]
 
 # %% [markdown]
@@ -41,7 +44,7 @@ example = data.x_train[:2]
 
 # %%
 teacher = residual_network(widths=(12, 24, 48), blocks=3, seed=0)
-options = {"val": val, "epochs": 6, "batch_size": 64, "progress": False}
+options = {"val": val, "epochs": epochs, "batch_size": 64, "progress": False}
 taught = distill(teacher, None, train, objective="ce", **options)
 taught
 
@@ -169,12 +172,12 @@ def noisy(images):
 
 
 def failing(images):
-    if steps == 42:
+    if steps == failing_step:
         raise RuntimeError("the power went out")
     return noisy(images)
 
 
-task = {"pairs": evenly, **options, "epochs": 5}
+task = {"pairs": evenly, **options}
 kept = {"checkpoint_dir": folder / "run", "checkpoint_steps": 5}
 try:
     distill(student_of(0), teacher, train, augment=failing, **kept, **task)
