@@ -3,7 +3,8 @@
 from geomkd.distillation import DistillationResult, distill
 from geomkd.distillation.pairing import choose_layers, pair_layers
 from geomkd.measures import KnowledgeQuality, efficiency, information, knowledge_quality, separation
-from geomkd.network.layers import Layer, candidate_layers, capture
+from geomkd.network.hooks import capture
+from geomkd.network.layers import Layer, candidate_layers
 from geomkd.scoring.layer_scores import LayerScores
 from geomkd.scoring.score_layers import score_layers
 from geomkd.scoring.similarity_matrix import similarity_matrix

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
 
 from geomkd.common.checks import check_int
+from geomkd.common.randomness import seeded
 from geomkd.common.results_folder import machine, new_folder, write_frame, write_json, write_picture
 from geomkd.datasets import digits
 from geomkd.distillation import DistillationResult, distill
@@ -77,8 +77,7 @@ def residual_network(
     >>> model(torch.zeros(2, 1, 8, 8)).shape
     torch.Size([2, 10])
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
+    with seeded(seed):
         width = widths[0]
         layers = {
             "conv": nn.Conv2d(channels, width, 3, 1, 1, bias=False),

@@ -13,6 +13,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from geomkd.cli.loading import Loaded, load_data, load_model
+from geomkd.common.randomness import seeded
 
 
 @dataclass(frozen=True)
@@ -82,8 +83,7 @@ def fresh(name: str, n_classes: int, seed: int) -> Loaded:
         except ModuleNotFoundError:
             return load_model(name, seed=seed)  # which says what to install
         if rest in models.list_models(module=models):
-            with torch.random.fork_rng(devices=[]):
-                torch.default_generator.manual_seed(seed)
+            with seeded(seed):
                 model = models.get_model(rest, weights=None, num_classes=n_classes)
             return Loaded(model, None, f"{name}, {n_classes} classes, weights random, seed {seed}")
     return load_model(name, seed=seed)

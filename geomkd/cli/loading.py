@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from geomkd.common.randomness import seeded
 from geomkd.datasets import load_folder, open_dataset
 
 PREFIXES = ("_orig_mod.", "module.")  # that torch.compile and data-parallel wrappers add
@@ -63,8 +64,7 @@ def load_model(name: str, *, weights: str | os.PathLike | None = None, seed: int
             f"--model must be torchvision:NAME or package.module:factory; got {name!r}"
         )
     state = None if weights is None else read_state_dict(weights)
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
+    with seeded(seed):
         if source == "torchvision":
             model, transform = _torchvision(rest, state)
         else:

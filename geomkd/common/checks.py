@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import numbers
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -134,6 +135,45 @@ def check_finite(features: Tensor, name: str = "features") -> None:
     """``ValueError`` that counts the rows of (n, d) features in which NaN or Inf stands."""
     largest = torch.linalg.vector_norm(features, float("inf"), dim=1)
     check_rows_finite(largest, torch.arange(len(largest), device=largest.device), name)
+
+
+def check_names(names: Any, option: str, *, distinct: bool = True) -> list[str]:
+    """Check a list of layers' names: no single string, which has letters, no set, without order."""
+    if isinstance(names, str | set | frozenset) or not isinstance(names, Iterable):
+        raise TypeError(
+            f"{option} must be a list of layer names; got {type(names).__name__} {names!r}"
+        )
+    names = list(names)
+    for name in names:
+        if not isinstance(name, str):
+            raise TypeError(
+                f"{option} must hold layer names (str); got {type(name).__name__} {name!r}"
+            )
+    if distinct:
+        if not names:
+            raise ValueError(f"{option} must hold at least one layer name; got none")
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"{option} must differ from each other; got {twice} more than once")
+    return names
+
+
+@contextmanager
+def about(what: str) -> Iterator[None]:
+    """Begin the text of a ``TypeError`` or ``ValueError`` that is raised within with what it is of.
+
+    Examples
+    --------
+    >>> with about("layer 'relu'"):
+    ...     raise ValueError("features must be finite")
+    Traceback (most recent call last):
+    ValueError: layer 'relu': features must be finite
+    """
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(f"{what}: {error}") from error
 
 
 def check_definition(definition: str) -> str:

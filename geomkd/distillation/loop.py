@@ -18,12 +18,13 @@ from torch.optim.lr_scheduler import LRScheduler
 from tqdm import tqdm
 
 from geomkd.common.distributed import summed, take_from_first, world
+from geomkd.common.randomness import seed_of, seeded
 from geomkd.distillation.result import DistillationResult
 from geomkd.distillation.running.batches import Batch, Batches
 from geomkd.distillation.running.checkpoint import Checkpoints
 from geomkd.distillation.running.recipe import Recipe
 from geomkd.distillation.running.run_state import Progress, config_of, restore, state_of
-from geomkd.distillation.running.setup import Networks, as_objective, join, placed, seeded
+from geomkd.distillation.running.setup import Networks, as_objective, join, placed
 from geomkd.distillation.running.student_step import gradients_averaged, student_step
 from geomkd.distillation.running.teacher import CachedTeacher, LiveTeacher, teacher_of
 from geomkd.distillation.running.tracking import Means, Scalars
@@ -200,7 +201,8 @@ def distill(
     device = placed(student, teacher, device, channels_last=channels_last)
     autocast = recipe.autocast(device)
     keys = {"device": device, "input_key": input_key, "label_key": label_key}
-    with seeded(seed, device), ExitStack() as stack:
+    own_seed = seed if world().is_first else seed_of(seed, world().rank)
+    with seeded(own_seed, device), ExitStack() as stack:
         train = Batches(train, recipe.training_order(objective), name="train", **keys)
         val = None if val is None else Batches(val, recipe.validation_order, name="val", **keys)
         networks = join(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from geomkd.common.checks import check_int
+from geomkd.common.checks import check_int, check_names
 from geomkd.network.forward import Forward
 from geomkd.network.layers import candidate_layers
 
@@ -68,7 +68,7 @@ def pair_layers(
     >>> pair_layers(["layer4"], nn.Sequential(*layers), zeros(2, 4))
     [('layer4', '3')]
     """
-    names = _checked_names(teacher_layers)
+    names = check_names(teacher_layers, "teacher_layers")
     student_names = _main_layers(student, "student", example_input, forward)
     k, m = len(names), len(student_names)
     if k > m:
@@ -194,24 +194,6 @@ def _in_order(values: list[list[float]]) -> list[int]:
         j -= 1
         columns.append(j)
     return columns[::-1]
-
-
-def _checked_names(names: Sequence[str]) -> list[str]:
-    if isinstance(names, str) or not isinstance(names, Sequence):
-        raise TypeError(
-            f"teacher_layers must be a list of layer names; got {type(names).__name__} {names!r}"
-        )
-    for name in names:
-        if not isinstance(name, str):
-            raise TypeError(
-                f"teacher_layers must hold layer names (str); got {type(name).__name__} {name!r}"
-            )
-    if not names:
-        raise ValueError("teacher_layers must hold at least one layer name; got none")
-    twice = sorted({name for name in names if list(names).count(name) > 1})
-    if twice:
-        raise ValueError(f"teacher_layers must differ from each other; got {twice} more than once")
-    return list(names)
 
 
 def _main_layers(model: nn.Module, who: str, example_input: Any, forward: Any) -> list[str]:

@@ -9,31 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from geomkd.common.randomness import random_states_kept
+
 Forward = Callable[[nn.Module, Any], Any]
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """Strip the wrappers of ``torch.compile`` and of the data-parallel classes.
-
-    Parameters
-    ----------
-    model : torch.nn.Module
-        A model, possibly wrapped, also several times over.
-
-    Returns
-    -------
-    torch.nn.Module
-        The module inside; `model` itself if it is not wrapped.
-
-    Raises
-    ------
-    TypeError
-        If `model` is not a module.
+    """Strip the wrappers of ``torch.compile`` and of the data-parallel classes, however many.
 
     Examples
     --------
-    >>> from torch import nn
-    >>> from geomkd.network.forward import unwrap
     >>> unwrap(nn.DataParallel(nn.ReLU()))
     ReLU()
     """
@@ -54,25 +39,11 @@ def unwrap(model: nn.Module) -> nn.Module:
 def call(model: nn.Module, batch: Any, forward: Forward | None = None) -> Any:
     """Run `model` on a batch of whatever form.
 
-    Parameters
-    ----------
-    model : torch.nn.Module
-        The model.
-    batch : Tensor, tuple, list or mapping
-        A tuple or list holds positional arguments, a mapping keyword arguments; anything else is
-        the one argument.
-    forward : callable, optional
-        ``forward(model, batch)`` is called instead, with the batch as it is.
-
-    Returns
-    -------
-    object
-        What the model returns.
+    A tuple or list holds positional arguments, a mapping keyword arguments; anything else is the
+    one argument. ``forward(model, batch)`` is called instead where it is given.
 
     Examples
     --------
-    >>> import torch
-    >>> from geomkd.network.forward import call
     >>> call(torch.nn.ReLU(), {"input": torch.tensor([-1.0, 1.0])})
     tensor([0., 1.])
     """
@@ -85,125 +56,67 @@ def call(model: nn.Module, batch: Any, forward: Forward | None = None) -> Any:
     return model(batch)
 
 
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """Yield the tensors in nested tuples, lists and mappings, depth first."""
+    if isinstance(value, Tensor):
+        yield value
+    for _, part in _items(value):
+        yield from tensors_in(part)
+
+
 def first_tensor(output: Any) -> Tensor:
-    """Return the first tensor of a module's output, depth first.
-
-    Parameters
-    ----------
-    output : Tensor, tuple, list or mapping
-        What a module returned; nested as it may be.
-
-    Returns
-    -------
-    Tensor
-        The output itself, or the first tensor in it.
-
-    Raises
-    ------
-    TypeError
-        If there is no tensor in `output`.
+    """Return the first tensor of a module's output; ``TypeError`` where there is none.
 
     Examples
     --------
-    >>> import torch
-    >>> from geomkd.network.forward import first_tensor
     >>> first_tensor({"loss": None, "states": (torch.ones(2), torch.zeros(3))})
     tensor([1., 1.])
     """
-    found = _find(output)
-    if found is None:
-        raise TypeError(_no_tensor(output))
-    return found
+    for tensor in tensors_in(output):
+        return tensor
+    raise TypeError(
+        "expected a tensor, or a tuple, list or mapping that holds one; "
+        f"got {type(output).__name__}"
+    )
 
 
 def replace_first_tensor(output: Any, tensor: Tensor) -> Any:
-    """Return the same structure with its first tensor replaced.
-
-    Parameters
-    ----------
-    output : Tensor, tuple, list or mapping
-        What a module returned; it is not changed.
-    tensor : Tensor
-        What stands in the place of ``first_tensor(output)``.
-
-    Returns
-    -------
-    object
-        A structure of the types of `output`, named tuples and mapping classes included.
-
-    Raises
-    ------
-    TypeError
-        If there is no tensor in `output`.
+    """Return the same structure, named tuples and mapping classes included, with another tensor.
 
     Examples
     --------
-    >>> import torch
-    >>> from geomkd.network.forward import replace_first_tensor
     >>> replace_first_tensor((torch.ones(2), "weights"), torch.zeros(1))
     (tensor([0.]), 'weights')
     """
+    first_tensor(output)  # there is one
     if isinstance(output, Tensor):
         return tensor
-    for key, value in _items(output):
-        if _find(value) is not None:
-            return _with_item(output, key, replace_first_tensor(value, tensor))
-    raise TypeError(_no_tensor(output))
-
-
-def _no_tensor(output: Any) -> str:
-    got = type(output).__name__
-    return f"expected a tensor, or a tuple, list or mapping that holds one; got {got}"
-
-
-def _items(output: Any) -> Iterable[tuple[Any, Any]]:
-    if isinstance(output, Mapping):
-        return output.items()
-    return enumerate(output) if isinstance(output, tuple | list) else ()
-
-
-def _find(output: Any) -> Tensor | None:
-    if isinstance(output, Tensor):
-        return output
-    found = (_find(value) for _, value in _items(output))
-    return next((tensor for tensor in found if tensor is not None), None)
-
-
-def _with_item(output: Any, key: Any, value: Any) -> Any:
+    key, value = next(item for item in _items(output) if any(True for _ in tensors_in(item[1])))
+    value = replace_first_tensor(value, tensor)
     if isinstance(output, Mapping):
         changed = copy.copy(output)
         changed[key] = value
         return changed
-    values = list(output)
-    values[key] = value
+    values = [*output[:key], value, *output[key + 1 :]]
     # A named tuple takes its fields one by one, every other sequence takes an iterable.
     return output._make(values) if hasattr(output, "_make") else type(output)(values)
+
+
+def _items(value: Any) -> Iterable[tuple[Any, Any]]:
+    if isinstance(value, Mapping):
+        return value.items()
+    return enumerate(value) if isinstance(value, tuple | list) else ()
 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Put a model into evaluation mode without gradients, and back as it was.
 
-    Parameters
-    ----------
-    model : torch.nn.Module
-        The model. Autocast stays as the caller has it.
-
-    Yields
-    ------
-    None
-
-    Notes
-    -----
-    The training flag of every module is set and put back by itself, not through ``eval()`` and
-    ``train()``: a model with frozen parts has mixed flags, and some libraries override those two
-    to merge weights. The random state (of the host, and of the accelerator that the model is on)
-    is put back as well, for models that draw numbers even now.
+    The random state (of the host, and of the accelerator that the model is on) is put back as well,
+    for models that draw numbers even now. Autocast stays as the caller has it.
 
     Examples
     --------
-    >>> from torch import nn
-    >>> from geomkd.network.forward import evaluating
     >>> model = nn.Sequential(nn.Dropout(), nn.BatchNorm1d(2).eval())
     >>> with evaluating(model):
     ...     model.training
@@ -212,55 +125,33 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     [True, False]
     """
     unwrap(model)  # nothing but a module has modes
+    # Not through eval() and train(): a model with frozen parts has mixed flags, and some libraries
+    # override those two to merge weights.
     flags = [(module, module.training) for module in model.modules()]
-    generators = _generators(model)
-    states = [generator.get_rng_state() for generator in generators]
+    devices = {parameter.device for parameter in model.parameters()}
     try:
-        for module, _ in flags:
-            module.training = False
-        with torch.no_grad():
+        with random_states_kept(*devices), torch.no_grad():
+            for module, _ in flags:
+                module.training = False
             yield
     finally:
         for module, flag in flags:
             module.training = flag
-        for generator, state in zip(generators, states, strict=True):
-            generator.set_rng_state(state)
-
-
-def _generators(model: nn.Module) -> list[Any]:
-    """Return the modules that hold the random states a forward pass could change."""
-    if torch.accelerator.is_available():
-        kind = torch.accelerator.current_accelerator().type
-        # Asking an accelerator that the model does not use would start it up for nothing.
-        if any(parameter.device.type == kind for parameter in model.parameters()):
-            return [torch, torch.get_device_module(kind)]
-    return [torch]
 
 
 def modules_by_name(model: nn.Module) -> dict[str, nn.Module]:
-    """Return every module of a model under each of its names, without the names that wrappers add.
+    """Every module of a model under each of its names, without the names that wrappers add.
 
-    Parameters
-    ----------
-    model : torch.nn.Module
-        The model; it and its submodules may be wrapped, as `unwrap` has it.
-
-    Returns
-    -------
-    dict of str to torch.nn.Module
-        In order of registration, the model itself first, as ``""``. A shared module is there more
-        than once.
+    In order of registration, the model itself first, as ``""``; a shared module more than once,
+    TorchScript ones, which take no hooks, not at all.
 
     Raises
     ------
     TypeError
-        If `model` is not a module, or a TorchScript one, which takes no hooks. Submodules of that
-        sort are left out.
+        If `model` is not a module, or a TorchScript one.
 
     Examples
     --------
-    >>> from torch import nn
-    >>> from geomkd.network.forward import modules_by_name
     >>> list(modules_by_name(nn.Sequential(nn.DataParallel(nn.ReLU()), nn.Tanh())))
     ['', '0', '1']
     """
@@ -278,20 +169,16 @@ def modules_by_name(model: nn.Module) -> dict[str, nn.Module]:
     return found
 
 
-class on_device:
-    """A context in which a model is on a device, by default its own; gives the device."""
-
-    def __init__(self, model: nn.Module, device: torch.device | str | None) -> None:
-        self.model = model
-        first = next((t for t in (*model.parameters(), *model.buffers())), torch.empty(0))
-        self.own, self.device = first.device, first.device if device is None else device
-
-    def __enter__(self) -> torch.device:
-        self.device = torch.device(self.device)
-        if self.device != self.own:
-            self.model.to(self.device)
-        return self.device
-
-    def __exit__(self, *_: object) -> None:
-        if self.device != self.own:
-            self.model.to(self.own)
+@contextmanager
+def on_device(model: nn.Module, device: torch.device | str | None) -> Iterator[torch.device]:
+    """Have a model on a device, by default its own; gives the device."""
+    own = next((t for t in (*model.parameters(), *model.buffers())), torch.empty(0)).device
+    device = own if device is None else torch.device(device)
+    if device == own:
+        yield device
+        return
+    try:
+        model.to(device)
+        yield device
+    finally:
+        model.to(own)

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from geomkd.common.checks import check_names
 from geomkd.network.forward import Forward, call, first_tensor, modules_by_name, unwrap
 
 
@@ -27,30 +28,13 @@ class Target(NamedTuple):
 
 
 def target_of(name: str, modules: Mapping[str, nn.Module]) -> Target:
-    """Read a layer's name.
-
-    Parameters
-    ----------
-    name : str
-        ``"fc"``, ``"fc.input"``, ``"fc#2"`` or ``"fc.input#2"``.
-    modules : mapping of str to torch.nn.Module
-        What `modules_by_name` returns.
-
-    Returns
-    -------
-    Target
-        The module, whether its input is meant, and which of its calls (None if `name` does not
-        say).
+    """Find what ``"fc"``, ``"fc.input"``, ``"fc#2"`` or ``"fc.input#2"`` is among all modules.
 
     Raises
     ------
-    TypeError
-        If `name` is not a string.
     ValueError
         If there is no such module; with the names that come closest.
     """
-    if not isinstance(name, str):
-        raise TypeError(f"a layer's name must be a string; got {type(name).__name__}")
     base, number = name, None
     if name not in modules and "#" in name:
         stem, _, digits = name.rpartition("#")
@@ -62,13 +46,6 @@ def target_of(name: str, modules: Mapping[str, nn.Module]) -> Target:
         hint = f"; close matches: {', '.join(map(repr, close))}" if close else ""
         raise ValueError(f"layer {name!r}: the model has no module {path!r}{hint}")
     return Target(modules[path], path != base, number)
-
-
-def check_names(names: Iterable[str]) -> list[str]:
-    """Return `names` as a list; a single string would be read letter by letter."""
-    if isinstance(names, str):
-        raise TypeError(f"names must be a list of layer names; got the string {names!r}")
-    return list(names)
 
 
 @contextmanager
@@ -91,10 +68,6 @@ def watching(
         after it with the output.
     restart : callable
         Called without arguments when a call of `model` begins.
-
-    Yields
-    ------
-    None
     """
     counts: Counter[tuple[nn.Module, bool]] = Counter()
 
@@ -183,7 +156,7 @@ def capture(
     {'1': (5, 4), '2.input': (5, 4)}
     """
     root = unwrap(model)
-    targets = _targets(root, names)
+    targets = _targets(root, check_names(names, "names", distinct=False))
     features: dict[str, Tensor] = {}
 
     def see(module: nn.Module, is_input: bool, number: int, value: Any) -> None:
@@ -210,7 +183,7 @@ def features_of(
     Parameters
     ----------
     model : torch.nn.Module
-        The model; of a wrapped one the module inside is run.
+        The model; of a wrapped one the module inside is run, in the mode that it is in.
     batch : Tensor, tuple, list or mapping
         A batch, as `call` takes it.
     names : iterable of str
@@ -228,26 +201,16 @@ def features_of(
 
     Raises
     ------
-    TypeError
-        If `model` is not a module or `names` not a list of strings.
     ValueError
         If there is no module of a name, a layer returns no tensor, or is never run.
 
-    Notes
-    -----
-    The mode of the model is the caller's; `evaluating` sets it. The forward pass is ended by an
-    exception as soon as the last layer has been seen.
-
     Examples
     --------
-    >>> import torch
-    >>> from torch import nn
-    >>> from geomkd.network.hooks import features_of
     >>> model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
     >>> features_of(model, torch.ones(5, 3), ["1"])["1"].shape
     torch.Size([5, 4])
     """
-    root, names = unwrap(model), check_names(names)
+    root, names = unwrap(model), check_names(names, "names", distinct=False)
     targets = _targets(root, names)
     taken: dict[str, Any] = {}
 
@@ -272,12 +235,12 @@ class _Enough(Exception):
 
 
 def _targets(
-    root: nn.Module, names: Iterable[str]
+    root: nn.Module, names: list[str]
 ) -> dict[tuple[nn.Module, bool], list[tuple[str, int | None]]]:
     """Return what to look for at each module's input and output: names and numbers of calls."""
     modules = modules_by_name(root)
     targets = defaultdict(list)
-    for name in check_names(names):
+    for name in names:
         module, is_input, number = target_of(name, modules)
         targets[module, is_input].append((name, number))
     return targets

@@ -5,33 +5,15 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
 from torch import nn
 
-from geomkd.network.forward import (
-    Forward,
-    call,
-    evaluating,
-    first_tensor,
-    modules_by_name,
-    replace_first_tensor,
-    unwrap,
-)
-from geomkd.network.hooks import capture, check_names, features_of, target_of, watching
-
-__all__ = [
-    "Layer",
-    "call",
-    "candidate_layers",
-    "capture",
-    "describe_layers",
-    "evaluating",
-    "features_of",
-    "first_tensor",
-    "replace_first_tensor",
-    "unwrap",
-]
+from geomkd.common.checks import check_names
+from geomkd.network.calls import Event, event_at, events_of
+from geomkd.network.forward import Forward, modules_by_name, unwrap
+from geomkd.network.hooks import target_of
 
 CONVOLUTION = nn.modules.conv._ConvNd
 NO_ACTIVATION = (nn.MultiheadAttention, nn.Softmax, nn.Softmax2d, nn.Softmin, nn.LogSoftmax)
@@ -53,14 +35,15 @@ class Layer:
     shape : tuple of int
         Of one sample, without the batch axis.
     role : str
-        ``"block"``, ``"activation"``, ``"head_input"``, ``"head"`` (an activation after the
-        head's input) or ``"named"`` (none of these; asked for by name).
+        ``"block"``, ``"activation"``, ``"head_input"``, ``"head"`` (behind the head's input) or
+        ``"named"`` (none of these; asked for by name).
     order : int
         Grows with the order of execution; not compared.
+    dtype, device
+        Of the tensor there; not compared.
 
     Examples
     --------
-    >>> from geomkd.network.layers import Layer
     >>> Layer("layer1.0", "map", (64, 8, 8), "block").dim
     4096
     """
@@ -70,11 +53,20 @@ class Layer:
     shape: tuple[int, ...]
     role: str = "named"
     order: int = field(default=0, repr=False, compare=False)
+    dtype: torch.dtype | None = field(default=None, repr=False, compare=False)
+    device: torch.device | None = field(default=None, repr=False, compare=False)
 
     @property
     def dim(self) -> int:
         """Number of features of one sample."""
         return math.prod(self.shape)
+
+
+class Survey(NamedTuple):
+    """What one forward pass tells of a model."""
+
+    layers: list[Layer]
+    sample_bytes: int  # that a sample's forward pass takes at its widest place: an estimate
 
 
 def candidate_layers(
@@ -125,19 +117,7 @@ def candidate_layers(
     Layer(name='0.1', kind='map', shape=(8, 6, 6), role='activation')
     Layer(name='1.input', kind='vector', shape=(288,), role='head_input')
     """
-    modules = modules_by_name(model)
-    blocks = _blocks(modules)
-    events = _run(model, example_input, forward, blocks)
-    names = {module: name for name, module in reversed(modules.items())}
-    roles = _roles(events, blocks)
-    layers = [
-        _layer(names[event.module] + event.suffix, event, role, modules)
-        for event, role in roles.items()
-        if event.fault is None
-    ]
-    if all(layer.role == "head_input" for layer in layers):
-        raise ValueError(_nothing_found(model, events, roles, names))
-    return layers
+    return survey(model, example_input, forward=forward).layers
 
 
 def describe_layers(
@@ -147,133 +127,56 @@ def describe_layers(
     *,
     forward: Forward | None = None,
 ) -> list[Layer]:
-    """Describe layers chosen by hand.
+    """Describe layers chosen by hand, in the order of their names.
 
-    Parameters
-    ----------
-    model : torch.nn.Module
-        The model; of a compiled or data-parallel one the module inside is run.
-    names : iterable of str
-        Names of modules, ``"fc.input"`` and ``"relu#2"`` as in `Layer`.
-    example_input : Tensor, tuple, list or mapping
-        A batch, as in `candidate_layers`.
-    forward : callable, optional
-        ``forward(model, example_input)`` runs the model instead.
-
-    Returns
-    -------
-    list of Layer
-        In the order of `names`; ``Layer.order`` tells the order of execution. One that
-        `candidate_layers` lists has its role there, any other the role ``"named"``.
+    A layer that `candidate_layers` lists has its role there. Of all others the role is "head"
+    behind the head's input, "named" before it.
 
     Raises
     ------
-    TypeError
-        If `model` is not a module, `names` not a list of strings, or `example_input` holds no
-        tensor.
-    ValueError
-        If there is no module of a name, it is not run, or its tensor is not floating point or
-        does not have the batch axis first.
+    TypeError, ValueError
+        As `candidate_layers`; if there is no module of a name, it is not run, or its tensor is not
+        floating point or does not have the batch axis first.
 
     Examples
     --------
-    >>> import torch
-    >>> from torch import nn
-    >>> from geomkd.network.layers import describe_layers
     >>> model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
     >>> describe_layers(model, ["0"], torch.zeros(2, 3))
     [Layer(name='0', kind='vector', shape=(4,), role='named')]
     """
-    modules, names = modules_by_name(model), check_names(names)
-    targets = {name: target_of(name, modules) for name in names}
-    blocks = _blocks(modules)
-    events = _run(model, example_input, forward, blocks)
-    roles = _roles(events, blocks)
-    calls = {(event.module, event.is_input, event.number): event for event in events}
-    described = {}
-    for name, (module, is_input, number) in targets.items():
-        event = calls.get((module, is_input, number or 1))
-        if event is None:
-            times = sum(event.module is module and event.is_input == is_input for event in events)
-            raise ValueError(f"layer {name!r}: {_not_run(times)}")
-        if event.fault is not None:
-            raise ValueError(f"layer {name!r}: {event.fault}")
-        described[name] = _layer(name, event, roles.get(event, "named"), modules)
-    return [described[name] for name in names]
+    names = check_names(names, "names", distinct=False)
+    return survey(model, example_input, names, forward=forward).layers
 
 
-def _not_run(times: int) -> str:
-    if times == 0:
-        return "its module is never run in a forward pass in evaluation mode"
-    return f"its module is run only {times} time{'s' * (times > 1)} in a forward pass"
-
-
-@dataclass(frozen=True, eq=False)
-class Event:
-    """The begin or the end of a module's call, with what it said about the tensor there."""
-
-    module: nn.Module
-    is_input: bool
-    number: int
-    inside: bool  # of a block that is being run
-    shape: tuple[int, ...]
-    fault: str | None  # why no layer can be here
-    order: int
-
-    @property
-    def suffix(self) -> str:
-        """What a layer's name adds to the module's."""
-        return ".input" * self.is_input + f"#{self.number}" * (self.number > 1)
-
-
-def _run(
-    model: nn.Module, example_input: Any, forward: Forward | None, blocks: set[nn.Module]
-) -> list[Event]:
-    """Run the model once and return the begin and the end of every call in it."""
-    root = unwrap(model)
-    n = _batch_size(example_input)
-    events: list[Event] = []
-    running: list[nn.Module] = []
-
-    def restart() -> None:
-        events.clear()
-        running.clear()
-
-    def see(module: nn.Module, is_input: bool, number: int, value: Any) -> None:
-        if module in blocks and not is_input:
-            running.pop()
-        shape, fault = _shape_and_fault(value, n)
-        inside = bool(running)
-        events.append(Event(module, is_input, number, inside, shape, fault, len(events)))
-        if module in blocks and is_input:
-            running.append(module)
-
-    with evaluating(model), watching(root, modules_by_name(root).values(), see, restart):
-        call(root, example_input, forward)
-    return events
-
-
-def _batch_size(example_input: Any) -> int:
-    try:
-        tensor = first_tensor(example_input)
-    except TypeError as error:
-        raise TypeError(f"example_input: {error}") from None
-    if tensor.ndim == 0:
-        raise ValueError("example_input must have a batch axis; got a tensor of shape ()")
-    return len(tensor)
-
-
-def _shape_and_fault(value: Any, n: int) -> tuple[tuple[int, ...], str | None]:
-    try:
-        tensor = first_tensor(value)
-    except TypeError as error:
-        return (), str(error)
-    if not tensor.is_floating_point():
-        return (), f"expected floating-point features; got {tensor.dtype}"
-    if tensor.is_nested or tensor.ndim == 0 or len(tensor) != n:
-        shape = "a nested tensor" if tensor.is_nested else tuple(tensor.shape)
-        return (), f"expected the batch axis first, ({n}, ...); got {shape}"
-    return tuple(tensor.shape[1:]), None
+def survey(
+    model: nn.Module,
+    example_input: Any,
+    names: list[str] | None = None,
+    *,
+    forward: Forward | None = None,
+) -> Survey:
+    """Describe layers, the candidates or those of some names, from a single forward pass."""
+    modules = modules_by_name(model)
+    targets = {name: target_of(name, modules) for name in names or ()}
+    events, sample_bytes = events_of(model, example_input, forward)
+    roles = _roles(events, _blocks(modules))
+    offered = {event: role for event, role in roles.items() if event.fault is None}
+    if set(offered.values()) <= {"head_input"}:
+        offered = {}  # neither a block nor an activation tells where the head begins
+    if names is None:
+        first_names = {module: name for name, module in reversed(modules.items())}
+        if not offered:
+            raise ValueError(_nothing_found(model, events, roles, first_names))
+        found = {first_names[e.module] + e.suffix: (e, role) for e, role in offered.items()}
+    else:
+        head = next((e.order for e, role in offered.items() if role == "head_input"), math.inf)
+        at_names = {name: event_at(name, target, events) for name, target in targets.items()}
+        found = {
+            name: (event, roles.get(event, "head" if event.order > head else "named"))
+            for name, event in at_names.items()
+        }
+    layers = {name: _layer(name, event, role, modules) for name, (event, role) in found.items()}
+    return Survey([layers[name] for name in names or layers], sample_bytes)
 
 
 def _blocks(modules: Mapping[str, nn.Module]) -> set[nn.Module]:
@@ -304,7 +207,12 @@ def _is_activation(module: nn.Module) -> bool:
 
 def _roles(events: list[Event], blocks: set[nn.Module]) -> dict[Event, str]:
     """Return the events where there is a layer, in order, with the layers' roles."""
-    outside = [event for event in events if not event.inside]
+    outside, running = [], 0
+    for event in events:
+        running -= event.module in blocks and not event.is_input
+        if not running:
+            outside.append(event)
+        running += event.module in blocks and event.is_input
     body = [e for e in outside if e.module in blocks or isinstance(e.module, CONVOLUTION)]
     linear = [e for e in outside if isinstance(e.module, nn.Linear) and e.is_input]
     after = [e for e in linear if e.order > body[-1].order] if body else linear[-1:]
@@ -324,7 +232,8 @@ def _roles(events: list[Event], blocks: set[nn.Module]) -> dict[Event, str]:
 
 def _layer(name: str, event: Event, role: str, modules: Mapping[str, nn.Module]) -> Layer:
     kinds = {1: "vector", 2: "tokens", 3: "map" if _is_map(event, modules) else "map_last"}
-    return Layer(name, kinds.get(len(event.shape), "other"), event.shape, role, event.order)
+    kind = kinds.get(len(event.shape), "other")
+    return Layer(name, kind, event.shape, role, event.order, event.dtype, event.device)
 
 
 def _is_map(event: Event, modules: Mapping[str, nn.Module]) -> bool:

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from geomkd.data.sample import Sample, to_device
+from geomkd.common.checks import about
+from geomkd.data.sample import Sample
+from geomkd.data.sources import to_device
 from geomkd.network.forward import Forward
 from geomkd.network.hooks import features_of
-from geomkd.network.layers import Layer
 from geomkd.network.pooling import pooled
 from geomkd.scoring.plan import Stored
 
@@ -44,16 +45,6 @@ class Reader:
     device: torch.device
     seen: Callable[[int], Any] = lambda count: None
 
-    def stored(self, layer: Layer, example: Any) -> Stored:
-        """Tell how wide a layer's features are, of what type and where."""
-
-        def shape(name: str, tensor: Tensor) -> Tensor:
-            return self._pooled(layer, tensor)
-
-        x = features_of(self.model, example, [layer.name], forward=self.forward, take=shape)
-        x = x[layer.name]
-        return Stored(layer, x.shape[1], x.dtype, x.device)
-
     def read(
         self,
         group: list[Stored],
@@ -71,7 +62,8 @@ class Reader:
         row = 0
 
         def keep(name: str, tensor: Tensor) -> int:
-            x = self._pooled(layers[name].layer, tensor)
+            with about(f"layer {name!r}"):
+                x = pooled(tensor.detach(), layers[name].layer.kind, self.pool)
             if x.shape[1] != layers[name].dim or row + len(x) > n:
                 raise ValueError(
                     f"layer {name!r}: expected {layers[name].dim} features of each of {n} samples "
@@ -89,9 +81,3 @@ class Reader:
         if row != n:
             raise ValueError(f"the batches must hold the {n} samples asked for; got {row}")
         return held
-
-    def _pooled(self, layer: Layer, tensor: Tensor) -> Tensor:
-        try:
-            return pooled(tensor.detach(), layer.kind, self.pool)
-        except ValueError as error:
-            raise ValueError(f"layer {layer.name!r}: {error}") from None

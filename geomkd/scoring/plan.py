@@ -5,16 +5,15 @@ from __future__ import annotations
 import math
 import numbers
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from torch import nn
 
+from geomkd.common.checks import about
 from geomkd.data.sample import Sample
 from geomkd.geometry.precision import BLOCK, COLUMNS
-from geomkd.network.forward import Forward, call, first_tensor, modules_by_name
-from geomkd.network.hooks import watching
 from geomkd.network.layers import Layer
+from geomkd.network.pooling import pooled
 
 KERNELS = 64_000_000  # bytes that the numeric libraries keep for themselves
 BATCH = 256  # samples of a forward pass, where memory allows
@@ -28,6 +27,14 @@ class Stored(NamedTuple):
     dim: int
     dtype: torch.dtype
     device: torch.device
+
+    @classmethod
+    def of(cls, layer: Layer, pool: str) -> Stored:
+        """Tell how a layer's features are held once they are pooled; nothing is computed."""
+        form = torch.empty(2, *layer.shape, dtype=layer.dtype, device="meta")
+        with about(f"layer {layer.name!r}"):
+            form = pooled(form, layer.kind, pool)
+        return cls(layer, form.shape[1], form.dtype, layer.device)
 
     @property
     def gram_dtype(self) -> torch.dtype:
@@ -130,26 +137,3 @@ def plan_of(
         free -= need
     passes = sum(-(-group[0].dim // width) if len(group) == 1 else 1 for group in groups)
     return Plan(groups, width, batch_size, passes)
-
-
-def forward_bytes(model: nn.Module, example: Any, forward: Forward | None) -> int:
-    """Estimate the memory that one sample's forward pass takes at its widest place."""
-    widest, waiting = 0, []
-
-    def see(module: nn.Module, is_input: bool, number: int, value: Any) -> None:
-        nonlocal widest
-        try:
-            size = first_tensor(value).nbytes
-        except TypeError:
-            return
-        if is_input:
-            waiting.append(size)
-        else:
-            widest = max(widest, size + (waiting.pop() if waiting else 0))
-
-    modules = modules_by_name(model)
-    leaves = [module for module in modules.values() if not any(module.children())]
-    with watching(modules[""], leaves, see, lambda: None):
-        call(modules[""], example, forward)
-    # Twice: the input and output that a residual branch and the kernels' own layouts hold besides.
-    return max(1, 2 * widest // len(first_tensor(example)))

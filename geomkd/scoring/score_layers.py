@@ -6,7 +6,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from geomkd.common.checks import check_dataset_size, check_definition, check_int
-from geomkd.data.sample import Sample, can_be_read_again, to_device
+from geomkd.common.checks import check_dataset_size, check_definition, check_int, check_names
+from geomkd.data.sample import Sample
+from geomkd.data.sources import can_be_read_again, to_device
 from geomkd.geometry.columns import Columns, column_slices, residual_gram
 from geomkd.geometry.draws import SampleDraws
 from geomkd.geometry.gram import ClassGram
@@ -23,12 +24,12 @@ from geomkd.geometry.precision import scale_of
 from geomkd.geometry.principal import SubsetGram
 from geomkd.measures.table import LABEL_FREE, named
 from geomkd.network.forward import Forward, call, evaluating, first_tensor, on_device, unwrap
-from geomkd.network.layers import Layer, candidate_layers, describe_layers
+from geomkd.network.layers import survey
 from geomkd.network.pooling import check_pool
 from geomkd.scoring.feature_reader import Reader
 from geomkd.scoring.layer_measures import LayerMeasures, check_sweep
 from geomkd.scoring.layer_scores import LayerScores
-from geomkd.scoring.plan import BATCH, Stored, forward_bytes, parse_bytes, plan_of
+from geomkd.scoring.plan import BATCH, Stored, parse_bytes, plan_of
 from geomkd.scoring.processes import Row, Share
 
 EXAMPLES = 2  # samples of the batch that tells the layers
@@ -170,6 +171,7 @@ def score_layers(
     swept = not isinstance(sweep, Sequence) or len(sweep) > 0
     if entropy_per_class is not None and (null or swept):
         raise ValueError("entropy_per_class= has samples of its own: without null= and sweep=")
+    names = None if layers is None else check_names(layers, "layers")
     budget = parse_bytes(memory)
     keys = {"input_key": input_key, "label_key": label_key}
     with Share() as share, evaluating(model), on_device(model, device) as place:
@@ -204,16 +206,13 @@ def score_layers(
             "seed": seed,
         }
         example = to_device(next(sample.batches(EXAMPLES)), place)
-        if layers is None:
-            chosen = candidate_layers(model, example, forward=forward)
-        else:
-            chosen = _described(model, layers, example, forward)
-        reader = Reader(model, sample, forward, pool, place)
-        stored = [reader.stored(layer, example) for layer in chosen]
-        per_sample = forward_bytes(model, example, forward)
+        found = survey(model, example, names, forward=forward)
+        chosen = sorted(found.layers, key=lambda layer: layer.order)
+        stored = [Stored.of(layer, pool) for layer in chosen]
         more = measures.bytes(max(s.dim for s in stored), len(stored))
-        plan = plan_of(stored, sample, budget, per_sample, halves=subsamples > 0, more=more)
+        plan = plan_of(stored, sample, budget, found.sample_bytes, halves=subsamples > 0, more=more)
         share.take(plan, sample)
+        reader = Reader(model, sample, forward, pool, place)
         _Job(reader, share, measures).run(progress)
     return LayerScores.of(share.rows, share.settings)
 
@@ -250,25 +249,6 @@ def _labels(labels: Any, wanted: dict, predict: Callable[[], Tensor]) -> dict[st
     if needing:
         raise ValueError(f"these measures need labels: {needing}; without: {list(LABEL_FREE)}")
     return {"labelled": False}
-
-
-def _described(
-    model: nn.Module, names: Sequence[str], example: Any, forward: Forward | None
-) -> list[Layer]:
-    """Describe layers chosen by hand, in order of execution; role "head" after the head's input."""
-    names = names if isinstance(names, str) else list(names)
-    chosen = describe_layers(model, names, example, forward=forward)
-    if not chosen or len(set(names)) < len(names):
-        raise ValueError(f"layers must be names of layers, none of them twice; got {names}")
-    try:
-        offered = candidate_layers(model, example, forward=forward)
-    except ValueError:  # neither a block nor an activation tells where the head begins
-        offered = []
-    head = next((layer.order for layer in offered if layer.role == "head_input"), float("inf"))
-    return [
-        replace(layer, role="head") if layer.role == "named" and layer.order > head else layer
-        for layer in sorted(chosen, key=lambda layer: layer.order)
-    ]
 
 
 @dataclass

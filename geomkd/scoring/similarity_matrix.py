@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from geomkd.common.checks import as_features, check_finite, check_int
-from geomkd.data.sample import Sample, to_device
+from geomkd.common.checks import as_features, check_finite, check_int, check_names
+from geomkd.data.sample import Sample
+from geomkd.data.sources import to_device
 from geomkd.geometry.precision import exact_arithmetic, scale_of
 from geomkd.geometry.principal import principal
 from geomkd.measures.similarity import (
@@ -25,7 +26,7 @@ from geomkd.measures.similarity import (
 )
 from geomkd.network.forward import Forward, evaluating, on_device, unwrap
 from geomkd.network.hooks import features_of
-from geomkd.network.layers import candidate_layers, describe_layers
+from geomkd.network.layers import survey
 from geomkd.network.pooling import check_pool, pooled
 from geomkd.scoring.score_layers import EXAMPLES
 
@@ -151,11 +152,13 @@ def similarity_matrix(
     sample = Sample(data, samples, seed=seed, input_key=input_key, label_key=label_key)
     with ExitStack() as stack:
         sides = []
-        for model, layers in ((a, layers_a), (b, layers_b)):
+        for model, layers, of in ((a, layers_a, "layers_a"), (b, layers_b, "layers_b")):
             stack.enter_context(evaluating(model))
             place = stack.enter_context(on_device(model, device))
             example = to_device(next(sample.batches(EXAMPLES)), place)
-            kinds_of = _chosen(model, layers, example, forward)
+            names = None if layers is None else check_names(layers, of)
+            chosen = survey(model, example, names, forward=forward).layers
+            kinds_of = {layer.name: layer.kind for layer in chosen}
             sides.append(_Side(model, kinds_of, place, pool, forward))
         return _streamed(*sides, sample, batch_size, progress, made)
 
@@ -179,13 +182,6 @@ def _frame(values: Tensor, rows: Sequence[str], columns: Sequence[str], made: di
     return frame
 
 
-def _checked_names(names: Sequence[str], of: str) -> list[str]:
-    names = names if isinstance(names, str) else list(names)
-    if isinstance(names, str) or not names or len(set(names)) < len(names):
-        raise ValueError(f"layers_{of} must be names of layers, none of them twice; got {names!r}")
-    return names
-
-
 # ---- features that are there ---------------------------------------------------------------------
 
 
@@ -198,7 +194,7 @@ def _of_mappings(
     both = [*left.values(), *right.values()]
     sizes, places = {len(x) for x in both}, {x.device for x in both}
     least = FEWEST if made["measure"] == "cka" else 2
-    if len(sizes) > 1 or min(sizes) < least:
+    if len(sizes) > 1 or min(sizes, default=0) < least:
         raise ValueError(
             f"all layers must hold the same n >= {least} samples; got n = {sorted(sizes)}"
         )
@@ -213,7 +209,7 @@ def _of_mappings(
 
 
 def _features(features: Features, layers: Any, of: str) -> dict[str, Tensor]:
-    names = _checked_names(features if layers is None else layers, of)
+    names = list(features) if layers is None else check_names(layers, f"layers_{of}")
     missing = [name for name in names if name not in features]
     if missing:
         raise ValueError(f"{of} has no layers {missing}; it has {list(features)}")
@@ -231,18 +227,6 @@ def _distances(xs: list[Tensor], ys: list[Tensor]) -> Tensor:
 
 
 # ---- features that are streamed ------------------------------------------------------------------
-
-
-def _chosen(model: nn.Module, names: Any, example: Any, forward: Forward | None) -> dict[str, str]:
-    """Names of the layers and their kinds."""
-    if names is None:
-        layers = candidate_layers(model, example, forward=forward)
-    else:
-        names = names if isinstance(names, str) else list(names)
-        layers = describe_layers(model, names, example, forward=forward)
-        if not layers or len(set(names)) < len(layers):
-            raise ValueError(f"layers must be names of layers, none of them twice; got {names}")
-    return {layer.name: layer.kind for layer in layers}
 
 
 @dataclass

@@ -9,12 +9,14 @@ from oracle import clusters, values_of
 
 from geomkd import efficiency, information, knowledge_quality, separation
 from geomkd.common.checks import (
+    about,
     as_classes,
     as_labels,
     check_choice,
     check_dataset_size,
     check_definition,
     check_int,
+    check_names,
     check_number,
 )
 
@@ -326,3 +328,50 @@ def test_choice():
     assert check_choice(None, "kind", (None, "a")) is None
     with pytest.raises(ValueError, match=r"^kind must be one of \('a', 'b'\); got 'c'$"):
         check_choice("c", "kind", {"a": 1, "b": 2})
+
+
+# ---- names ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("names", [["a", "b"], ("a", "b"), {"a": 1, "b": 2}, iter("ab")])
+def test_names(names):
+    assert check_names(names, "layers") == ["a", "b"]
+
+
+def test_names_that_need_not_be_distinct():
+    assert check_names([], "layers", distinct=False) == []
+    assert check_names(["a", "a"], "layers", distinct=False) == ["a", "a"]
+
+
+@pytest.mark.parametrize(
+    ("names", "error", "text"),
+    [
+        ("relu", TypeError, "layers must be a list of layer names; got str 'relu'"),
+        ({"a"}, TypeError, "layers must be a list of layer names; got set {'a'}"),
+        (3, TypeError, "layers must be a list of layer names; got int 3"),
+        (["a", 3], TypeError, "layers must hold layer names (str); got int 3"),
+        ([], ValueError, "layers must hold at least one layer name; got none"),
+        (list("abcab"), ValueError, "layers must differ from each other; got ['a', 'b'] more"),
+    ],
+)
+def test_names_that_cannot_be(names, error, text):
+    with pytest.raises(error, match=re.escape(text)):
+        check_names(names, "layers")
+
+
+class OwnError(ValueError):
+    """Of another signature than its base."""
+
+    def __init__(self, text, more):
+        super().__init__(text)
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [(TypeError("b"), TypeError), (ValueError("b"), ValueError), (OwnError("b", 1), ValueError)],
+)
+def test_about_begins_the_text(error, kind):
+    with pytest.raises(kind, match=r"^train: b$"), about("train"):
+        raise error
+    with pytest.raises(RuntimeError, match=r"^b$"), about("train"):
+        raise RuntimeError("b")

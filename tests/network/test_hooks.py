@@ -170,7 +170,7 @@ def test_features_of_names_what_is_wrong(model, x):
         ValueError, match="layers never run in this forward pass: 'unused', 'relu#3'"
     ):
         features_of(model, x, ["unused", "first", "relu#3"])
-    with pytest.raises(TypeError, match="got the string 'relu'"):
+    with pytest.raises(TypeError, match="names must be a list of layer names; got str 'relu'"):
         features_of(model, x, "relu")
     model.unused = nn.Module()
     model.unused.forward = lambda _: None

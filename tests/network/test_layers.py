@@ -9,7 +9,8 @@ import torch
 import torchvision
 from torch import nn
 
-from geomkd.network.layers import Layer, candidate_layers, capture, describe_layers
+from geomkd.network.hooks import capture
+from geomkd.network.layers import Layer, candidate_layers, describe_layers, survey
 
 
 def names_of(layers):
@@ -441,13 +442,50 @@ def test_compiled_model_runs_compiled_afterwards(images):
 def test_describe_keeps_the_order_asked_for(images):
     layers = describe_layers(Small(), ["head.3", "blocks.1", "stem.0", "stem.0.input"], images)
     assert layers == [
-        Layer("head.3", "vector", (4,), "named"),
+        Layer("head.3", "vector", (4,), "head"),
         Layer("blocks.1", "map", (6, 8, 8), "block"),
         Layer("stem.0", "map", (6, 8, 8), "named"),
         Layer("stem.0.input", "map", (3, 8, 8), "named"),
     ]
     orders = [layer.order for layer in layers]
     assert orders == sorted(orders, reverse=True)
+
+
+def test_roles_of_layers_by_hand():
+    mlp = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.Linear(8, 2), nn.Tanh())
+    names = ["4", "3", "3.input", "2", "0.input"]
+    layers = describe_layers(mlp, names, torch.zeros(2, 4))
+    assert roles_of(layers) == list(
+        zip(names, ["head", "head", "head_input", "named", "named"], strict=True)
+    )
+    # Where neither a block nor an activation tells the layers, nothing tells the head.
+    plain = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 2))
+    layers = describe_layers(plain, ["0", "1.input", "1"], torch.zeros(2, 4))
+    assert [layer.role for layer in layers] == ["named", "head_input", "named"]
+
+
+@pytest.mark.parametrize("names", [None, SMALL[::-1]])
+def test_a_survey_runs_the_model_once(names, images):
+    runs = []
+
+    def forward(model, batch):
+        runs.append(len(batch))
+        return model(batch)
+
+    model = Small().double()
+    found = survey(model, images.double(), names, forward=forward)
+    assert runs == [2] and names_of(found.layers) == (names or SMALL)
+    assert {layer.dtype for layer in found.layers} == {torch.float64}
+    assert {layer.device for layer in found.layers} == {images.device}
+    # Widest: a convolution of 6 channels in and out, 8 x 8 of float64 each; twice that.
+    assert found.sample_bytes == 2 * 2 * 6 * 64 * 8
+
+
+def test_bytes_of_every_call_of_the_model_count():
+    model, x = nn.Sequential(nn.Linear(4, 4), nn.ReLU()), torch.zeros(2, 4)
+    found = survey(model, x, forward=lambda model, x: (model(x.repeat(5, 1)), model(x)))
+    assert found.sample_bytes == 2 * 5 * 2 * 4 * 4
+    assert names_of(found.layers) == ["0.input", "1"]  # of the last call alone
 
 
 def test_describe_second_call(images):
@@ -468,9 +506,9 @@ def test_errors_of_names(images):
         match=r"layer 'block.1': the model has no module 'block.1'; close matches: 'blocks.1'",
     ):
         describe_layers(model, ["block.1"], images)
-    with pytest.raises(TypeError, match="must be a list of layer names; got the string 'stem'"):
+    with pytest.raises(TypeError, match="must be a list of layer names; got str 'stem'"):
         describe_layers(model, "stem", images)
-    with pytest.raises(TypeError, match="a layer's name must be a string; got Layer"):
+    with pytest.raises(TypeError, match=r"must hold layer names \(str\); got Layer"):
         describe_layers(model, candidate_layers(model, images), images)
 
 

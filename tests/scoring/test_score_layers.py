@@ -15,8 +15,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from geomkd import candidate_layers, knowledge_quality, score_layers
 from geomkd.data.sample import Sample
+from geomkd.scoring import score_layers as scoring
 from geomkd.scoring.plan import Stored, parse_bytes, plan_of
-from geomkd.scoring.score_layers import score_layers as scoring
 
 N, CLASSES = 60, 4
 Y = torch.arange(N) % CLASSES
@@ -287,8 +287,8 @@ def test_second_call_of_a_module():
 @pytest.mark.parametrize(
     ("layers", "error", "text"),
     [
-        (["1", "1"], ValueError, "none of them twice; got ['1', '1']"),
-        ([], ValueError, "layers must be names of layers, none of them twice; got []"),
+        (["1", "1"], ValueError, "layers must differ from each other; got ['1'] more than once"),
+        ([], ValueError, "layers must hold at least one layer name; got none"),
         (["nowhere"], ValueError, "nowhere"),
         ("1", TypeError, "'1'"),
     ],

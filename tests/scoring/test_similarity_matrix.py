@@ -246,8 +246,8 @@ FEATURES = dict(zip("pq", pair(20, 5, 4), strict=True))
         ((mlp(), None, DATA), {"measure": "procrustes"}, ValueError, "needs whole features"),
         ((mlp(), None, DATA), {"batch_size": 3}, ValueError, "batch_size must be at least 4"),
         ((FEATURES,), {"layers_a": ["p", "z"]}, ValueError, r"a has no layers \['z'\]; it has"),
-        ((FEATURES,), {"layers_a": ["p", "p"]}, ValueError, "none of them twice"),
-        ((FEATURES,), {"layers_b": []}, ValueError, r"layers_b must be names .*; got \[\]"),
+        ((FEATURES,), {"layers_a": ["p", "p"]}, ValueError, "layers_a must differ from"),
+        ((FEATURES,), {"layers_b": []}, ValueError, "layers_b must hold at least one"),
         (
             (FEATURES, {"r": pair(19)[0]}),
             {},
@@ -255,6 +255,8 @@ FEATURES = dict(zip("pq", pair(20, 5, 4), strict=True))
             r"same n >= 4 .*; got n = \[19, 20\]",
         ),
         (({"r": torch.zeros(3, 2)},), {}, ValueError, r"n >= 4 samples; got n = \[3\]"),
+        (({},), {}, ValueError, r"n >= 4 samples; got n = \[\]"),
+        ((FEATURES,), {"layers_a": "p"}, TypeError, "layers_a must be a list .*; got str 'p'"),
         (
             (FEATURES, {"r": torch.full((20, 2), torch.nan)}),
             {},
@@ -262,7 +264,7 @@ FEATURES = dict(zip("pq", pair(20, 5, 4), strict=True))
             r"b\['r'\] must be",
         ),
         ((resnet(), None, DATA), {"layers_a": ["layer9"]}, ValueError, "no module 'layer9'"),
-        ((resnet(), None, DATA), {"layers_a": ["relu"] * 2}, ValueError, "none of them twice"),
+        ((resnet(), None, DATA), {"layers_a": ["relu"] * 2}, ValueError, "layers_a must differ"),
     ],
 )
 def test_input_is_checked(arguments, options, error, text):

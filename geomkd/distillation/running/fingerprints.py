@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from geomkd.data.sample import labels_kept_by
+from geomkd.data.sources import Tensors
 from geomkd.distillation.running.batches import Batches
 from geomkd.network.forward import unwrap
 
@@ -41,15 +41,16 @@ def data_fingerprint(batches: Batches) -> str:
     The items are what the data set's transforms make of them. A change to an item that is not among
     those 16 goes unnoticed.
     """
-    data = batches.data
-    if isinstance(data, tuple):
-        return _digest(data)
-    return _digest(type(data).__qualname__, len(data), labels_kept_by(data), _probes(batches, 0))
+    source = batches.source
+    if isinstance(source, Tensors):
+        return _digest((source.inputs, source.targets))
+    name = type(source.dataset).__qualname__
+    return _digest(name, source.total, source.known_labels(), _probes(batches, 0))
 
 
 def draws_at_random(batches: Batches) -> bool:
     """Whether a data set's items, of those compared, change with what random generators give."""
-    if isinstance(batches.data, tuple):
+    if isinstance(batches.source, Tensors):
         return False
     return _digest(_probes(batches, 0)) != _digest(_probes(batches, 1))
 

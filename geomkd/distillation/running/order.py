@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import numpy as np
 import torch
-from torch import Generator
 
 from geomkd.common.distributed import World
+from geomkd.common.randomness import generator_options, seed_of
 
 Part = tuple[list[int], float]
 
@@ -83,8 +82,8 @@ class Order:
         """Yield the parts of each step: indices, and the weight of their mean loss."""
         order = torch.arange(self.total)
         if self.shuffle:
-            generator = Generator().manual_seed(seed_of(self.seed, self.epoch))
-            order = torch.randperm(self.total, generator=generator)
+            options = generator_options(seed_of(self.seed, self.epoch))
+            order = torch.randperm(self.total, **options)
         for batch in order[: self.n_samples].split(self.batch_size)[self.start :]:
             own = self.world.share(batch)
             if not len(own):  # of a last batch of validation data
@@ -98,14 +97,3 @@ class Order:
         for step in self.steps():
             for index, _ in step:
                 yield [(self.epoch, i) for i in index]
-
-
-def seed_of(*numbers: int) -> int:
-    """One seed of several numbers, another for every other choice of them.
-
-    Examples
-    --------
-    >>> seed_of(0, 1) == seed_of(1, 0)
-    False
-    """
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)

@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import torch
-
 from geomkd.common.distributed import gathered, world
+from geomkd.common.randomness import random_modules
 from geomkd.distillation.running.batches import Batches
 from geomkd.distillation.running.fingerprints import (
     data_fingerprint,
@@ -48,7 +47,10 @@ class Progress:
 
 def state_of(run: Any, at: Progress) -> dict[str, Any]:
     """Everything that the rest of a run depends on; called by every process."""
-    own = {"rng": _random_states(run.device), "means": at.means.state()}
+    own = {
+        "rng": [module.get_rng_state() for module in random_modules(run.device)],
+        "means": at.means.state(),
+    }
     return {
         "epoch": at.epoch,
         "epoch_step": at.step,
@@ -75,8 +77,8 @@ def restore(run: Any, at: Progress, state: Mapping[str, Any]) -> None:
     run.scaler.load_state_dict(state["scaler"])
     own = state["processes"][world().rank]
     at.means.restore(own["means"])
-    for generator, saved in zip(_generators(run.device), own["rng"], strict=True):
-        generator.set_rng_state(saved)
+    for module, saved in zip(random_modules(run.device), own["rng"], strict=True):
+        module.set_rng_state(saved)
 
 
 def config_of(
@@ -98,13 +100,3 @@ def config_of(
         "teacher": networks.teacher and weights_fingerprint(networks.teacher),
         "train": data_fingerprint(train),
     }
-
-
-def _random_states(device: torch.device) -> list[torch.Tensor]:
-    return [generator.get_rng_state() for generator in _generators(device)]
-
-
-def _generators(device: torch.device) -> list[Any]:
-    """Return the modules that hold the random states that training draws from."""
-    on_accelerator = device.index is not None
-    return [torch, torch.get_device_module(device)] if on_accelerator else [torch]

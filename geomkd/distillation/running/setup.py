@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -11,13 +10,11 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
-from geomkd.common.distributed import world
 from geomkd.distillation.detached_head import split_student
 from geomkd.distillation.losses import at_least_float32
 from geomkd.distillation.objectives import StepTensors, projectors_of
 from geomkd.distillation.projectors import Meeting
 from geomkd.distillation.rivals import OBJECTIVES
-from geomkd.distillation.running.order import seed_of
 from geomkd.distillation.teacher_head import WithTeacherHead
 from geomkd.network.forward import Forward, call, evaluating, first_tensor, unwrap
 from geomkd.network.hooks import features_of
@@ -224,19 +221,6 @@ def checked_pairs(pairs: Any) -> Pairs:
     if len(set(pairs)) < len(pairs):
         raise ValueError(f"pairs must differ from each other; got {pairs}")
     return pairs
-
-
-@contextmanager
-def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Within, the random draws of layers follow seed and process; afterwards as before."""
-    if world().rank:
-        seed = seed_of(seed, world().rank)
-    on_accelerator = device.index is not None
-    devices = range(torch.get_device_module(device).device_count()) if on_accelerator else ()
-    with torch.random.fork_rng(devices, device_type=device.type):
-        # torch.manual_seed seeds accelerators as well: not when none takes part.
-        (torch.manual_seed if on_accelerator else torch.default_generator.manual_seed)(seed)
-        yield
 
 
 def placed(

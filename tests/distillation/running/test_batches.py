@@ -189,16 +189,27 @@ class Stream(IterableDataset):
         return iter([])
 
 
+NO_DATA = (
+    "train: data must be a pair of tensors, a map-style Dataset or a DataLoader over one; got {}$"
+)
+NO_PAIR = r"train: data must be a pair \(inputs, labels\) of tensors; got \({}\)"
+
+
 @pytest.mark.parametrize(
     ("train", "error", "text"),
     [
-        (blobs()[0], TypeError, "train must be a pair of tensors, .*; got Tensor"),
-        (Stream(), TypeError, "train must be .* map-style Dataset .*; got Stream"),
-        (DataLoader(Stream()), TypeError, "train must be .*; got Stream"),
-        (None, TypeError, "train must be .*; got NoneType"),
-        ((*blobs(), 1), ValueError, r"train must be a pair \(inputs, labels\); got 3 items"),
-        (([[0.0]], [0]), TypeError, "train inputs must be a torch.Tensor .*; got list"),
-        ((torch.zeros(4), torch.zeros(4)), ValueError, r"train inputs must be \(n, ...\)"),
+        (blobs()[0], TypeError, NO_DATA.format("Tensor")),
+        (Stream(), TypeError, NO_DATA.format("Stream")),
+        (DataLoader(Stream()), TypeError, NO_DATA.format("DataLoader of Stream")),
+        (None, TypeError, NO_DATA.format("NoneType")),
+        ([blobs()], TypeError, NO_DATA.format("list")),
+        ((*blobs(), 1), TypeError, NO_PAIR.format("Tensor, Tensor, int")),
+        (([[0.0]], [0]), TypeError, NO_PAIR.format("list, list")),
+        (
+            (torch.zeros(4), torch.arange(4)),
+            ValueError,
+            r"train: inputs must be \(n, ...\), ",
+        ),
         ((torch.zeros(4, 6), torch.zeros(4)), TypeError, "train: 1-d labels must be integers"),
         (
             (torch.zeros(4, 6), torch.zeros(5, dtype=torch.long)),
@@ -227,8 +238,8 @@ class Stream(IterableDataset):
         ),
         (
             DataLoader(Dicts(), batch_size=None),
-            ValueError,
-            "train: a DataLoader with batch_size=None does not collate",
+            TypeError,
+            NO_DATA.format("DataLoader of Dicts with batch_size=None"),
         ),
     ],
 )

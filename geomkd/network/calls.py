@@ -1,0 +1,109 @@
+"""One forward pass of a model, told as the begin and the end of every module's call."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from geomkd.network.forward import (
+    Forward,
+    call,
+    evaluating,
+    first_tensor,
+    modules_by_name,
+    unwrap,
+)
+from geomkd.network.hooks import Target, watching
+
+
+@dataclass(frozen=True, eq=False)
+class Event:
+    """The begin or the end of a module's call, and the tensor there."""
+
+    module: nn.Module
+    is_input: bool
+    number: int
+    order: int
+    shape: tuple[int, ...]  # of one sample
+    dtype: torch.dtype | None
+    device: torch.device | None
+    nbytes: int
+    fault: str | None  # why no layer can be here
+
+    @property
+    def suffix(self) -> str:
+        """What a layer's name adds to the module's."""
+        return ".input" * self.is_input + f"#{self.number}" * (self.number > 1)
+
+
+def events_of(
+    model: nn.Module, example_input: Any, forward: Forward | None
+) -> tuple[list[Event], int]:
+    """Run a model once; give its last call's events, and the bytes that a sample takes.
+
+    These are an estimate of what the widest place of a forward pass needs.
+    """
+    n = _batch_size(example_input)
+    root, events, start = unwrap(model), [], 0
+
+    def restart() -> None:
+        nonlocal start
+        start = len(events)
+
+    def see(module: nn.Module, is_input: bool, number: int, value: Any) -> None:
+        events.append(Event(module, is_input, number, len(events), *_tensor(value, n)))
+
+    with evaluating(model), watching(root, modules_by_name(root).values(), see, restart):
+        call(root, example_input, forward)
+    widest, given = 0, 0
+    for event in events:
+        if not any(event.module.children()):
+            if event.is_input:
+                given = event.nbytes
+            else:
+                widest = max(widest, given + event.nbytes)
+    # Twice: the input and output that a residual branch and the kernels' own layouts hold besides.
+    return events[start:], max(1, 2 * widest // n)
+
+
+def event_at(name: str, target: Target, events: list[Event]) -> Event:
+    """Find the event that a layer's name stands for."""
+    module, is_input, number = target
+    number = number or 1
+    calls = [event for event in events if event.module is module and event.is_input == is_input]
+    if not calls:
+        fault = "its module is never run in a forward pass in evaluation mode"
+    elif len(calls) < number:
+        s = "s" * (len(calls) > 1)
+        fault = f"its module is run only {len(calls)} time{s} in a forward pass"
+    else:
+        fault = calls[number - 1].fault
+    if fault is not None:
+        raise ValueError(f"layer {name!r}: {fault}")
+    return calls[number - 1]
+
+
+def _batch_size(example_input: Any) -> int:
+    try:
+        tensor = first_tensor(example_input)
+    except TypeError as error:
+        raise TypeError(f"example_input: {error}") from None
+    if tensor.ndim == 0:
+        raise ValueError("example_input must have a batch axis; got a tensor of shape ()")
+    return len(tensor)
+
+
+def _tensor(value: Any, n: int) -> tuple[Any, ...]:
+    """Shape of a sample, type, device and bytes of a value's first tensor, and what is wrong."""
+    try:
+        tensor = first_tensor(value)
+    except TypeError as error:
+        return (), None, None, 0, str(error)
+    own = tensor.dtype, tensor.device, tensor.nbytes if tensor.layout is torch.strided else 0
+    if not tensor.is_floating_point():
+        return (), *own, f"expected floating-point features; got {tensor.dtype}"
+    if tensor.is_nested or tensor.ndim == 0 or len(tensor) != n:
+        shape = "a nested tensor" if tensor.is_nested else tuple(tensor.shape)
+        return (), *own, f"expected the batch axis first, ({n}, ...); got {shape}"
+    return tuple(tensor.shape[1:]), *own, None
