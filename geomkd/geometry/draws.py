@@ -87,29 +87,11 @@ class Draws:
 
 
 def held_out(index: Tensor, n_classes: int, share: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Training and test rows, drawn within each class.
+    """Training and test rows, a mask each, drawn within each class.
 
-    Parameters
-    ----------
-    index : Tensor, shape (n,)
-        Class of each sample, 0 ... n_classes - 1.
-    n_classes : int
-        Classes, C.
-    share : float
-        Of a class's m samples, ``share * m`` are held out: rounded, halves up, but at least one and
-        at most m - 1. A class of a single sample is for training only.
-    seed : int
-        Seeds one permutation of the rows, drawn on the CPU whatever the device.
-
-    Returns
-    -------
-    train, test : Tensor, shape (n,)
-        Boolean, on the device of ``index``; every row is in one of them.
-
-    Notes
-    -----
-    Class numbers do not enter: renaming classes leaves the split as it is. Masks, not row numbers,
-    as their shape does not depend on the class sizes: nothing here waits for a device.
+    ``share * m`` of a class's m samples are held out: rounded, halves up, but at least one and at
+    most m - 1; a single sample is for training only. Renaming classes leaves the split as it is.
+    The seeded permutation is drawn on the CPU, and nothing waits for a device.
 
     Examples
     --------
@@ -159,21 +141,10 @@ def balanced(orders: list[Tensor], samples: int) -> Tensor:
 
 
 def parts_of(index: Tensor, subsamples: int, sweep: Sequence[int], seed: int) -> list[Tensor]:
-    """Places in the subset of the draws: all of it, its half-samples, its smaller samples.
+    """Places in the subset, rising, of all of it, its half-samples, its smaller samples.
 
-    Parameters
-    ----------
-    index : Tensor, shape (m,)
-        Class of each sample in the subset.
-    subsamples, seed : int
-        Half-samples and their seed.
-    sweep : sequence of int
-        Smaller samples; of a size that the subset has not, all of it.
-
-    Returns
-    -------
-    list of Tensor
-        Rising places, 1 + subsamples + len(sweep) of them.
+    ``index`` is the class of each sample of the subset. Of a size in ``sweep`` that it has not, all
+    of it serves.
     """
     device, sizes = index.device, index.bincount().tolist()
     parts = [torch.arange(len(index), device=device)]

@@ -22,13 +22,7 @@ from geomkd.geometry.columns import (
     exact_sq_distances,
     sq_differences,
 )
-from geomkd.geometry.neighbours import (
-    Neighbours,
-    Tile,
-    nearest_of,
-    searched_again,
-    unsure,
-)
+from geomkd.geometry.neighbours import Neighbours, Tile, nearest_of, searched_again, unsure
 from geomkd.geometry.precision import BLOCK, DOT_ERROR, inverse, scale_of
 
 _NEAR = 2.0**-8  # rows of a squared norm below this share of |c_i|^2 are measured again
@@ -85,6 +79,7 @@ class ClassGram:
         self.order, self.class_of, self.spans, self._blocks = sums.rows
         self.n, self.n_classes, self.device = len(self.order), len(self.spans), self.order.device
         self.upper, self.residual_sq = sums.upper, sums.residual_sq
+        self.dot_error = DOT_ERROR[self.dtype]
         self.upper.diagonal().copy_(self.residual_sq)
         self.zero_rows = sums.largest == 0
         c, own = self.n_classes, self.class_of
@@ -254,11 +249,6 @@ class ClassGram:
                 if cols.start <= row < cols.stop:
                     dots[:, row - cols.start] = tables[raw][k, rows]
         return dots
-
-    @property
-    def dot_error(self) -> float:
-        """Share of |c_i||c_j| that ``c_i.c_j`` may be off by."""
-        return DOT_ERROR[self.dtype]
 
     def unresolved(self, sq_distance: Tensor, at: Tensor, *, per_class: bool) -> Tensor:
         """Rows whose nearest distance, (n,), the Gram matrix cannot give to a relative 1e-5.

@@ -25,6 +25,7 @@ _SQ_DISTANCE_ERROR = 1e-5  # share of a squared distance that may come from prod
 _CENTRED = 2**25  # features of a tile's rows, at most: 128 MB
 
 Tile = tuple[slice, slice, Tensor]  # rows, columns and their squared distances
+Mask = Callable[[Tensor], Tensor]
 
 
 class Neighbours(NamedTuple):
@@ -43,25 +44,13 @@ class Neighbours(NamedTuple):
 
 
 class Source(Protocol):
-    """Samples whose products are known to some precision, and which can be read again.
-
-    Attributes
-    ----------
-    centred_sq : Tensor, shape (n,)
-        Squared norms about the mean of all, or near it, float64.
-    residual_sq : Tensor, shape (n,)
-        Squared norms of what was multiplied: samples about points of their own.
-    apart : Tensor, shape ()
-        How far from the mean these points lie, at most.
-    dot_error : float
-        Share of the product of two norms that a product may be off by.
-    """
+    """Samples whose products are known to some precision, and which can be read again."""
 
     n: int
-    centred_sq: Tensor
-    residual_sq: Tensor
-    apart: Tensor
-    dot_error: float
+    centred_sq: Tensor  # (n,) squared norms about the mean of all, or near it, float64
+    residual_sq: Tensor  # (n,) of what was multiplied: samples about points of their own
+    apart: Tensor  # how far from the mean these points lie at most
+    dot_error: float  # share of the product of two norms that a product may be off by
 
     def measure(self, rows: Tensor, at: Tensor) -> Tensor:
         """Squared distances from (m,) rows to (m, k) rows, by difference: (m, k)."""
@@ -161,12 +150,10 @@ def unsure(source: Source, near: Neighbours) -> tuple[Tensor, Tensor]:
     return error > _SQ_DISTANCE_ERROR * sq, error
 
 
-def settled(
-    source: Source, near: Neighbours, k: int, closed: Callable[[Tensor], Tensor] | None = None
-) -> Neighbours:
+def settled(source: Source, near: Neighbours, k: int, shut: Mask | None = None) -> Neighbours:
     """Find the k nearest of the candidates of all rows, none off by more than a relative 1e-5.
 
-    ``closed`` tells, as a mask that fits (m, n), what may not be found of (m,) rows: themselves.
+    ``shut`` tells which may not be neighbours of (m,) rows, as a mask that fits (m, n).
     """
     sq, at = near
     open_, error = unsure(source, near)
@@ -180,19 +167,17 @@ def settled(
         at[rows] = at[rows].gather(1, order)
         rows = rows[sq[rows, k - 1] > least]
         if len(rows) and at.shape[1] < source.n - 1:
-            sq[rows, :k], at[rows, :k] = searched_again(source, rows, k, closed)
+            sq[rows, :k], at[rows, :k] = searched_again(source, rows, k, shut)
     return Neighbours(sq[:, :k], at[:, :k])
 
 
-def searched_again(
-    source: Source, rows: Tensor, k: int, closed: Callable[[Tensor], Tensor] | None = None
-) -> Neighbours:
+def searched_again(source: Source, rows: Tensor, k: int, shut: Mask | None = None) -> Neighbours:
     """Find the k nearest of (m,) rows in float64: a few more from products, then by difference."""
     found = []
     for part in rows.split(BLOCK):
-        distance = source.exact_rows(part)
-        own = torch.arange(source.n, device=part.device) == part.unsqueeze(1)
-        distance.masked_fill_(own if closed is None else closed(part), torch.inf)
+        distance = source.exact_rows(part).scatter_(1, part.unsqueeze(1), torch.inf)
+        if shut is not None:
+            distance.masked_fill_(shut(part), torch.inf)
         least, at = smallest(distance, min(k + 2 * SPARE, source.n - 1))
         sq = source.measure(part, at).masked_fill_(least.isinf(), torch.inf)
         sq, order = sq.sort(dim=1, stable=True)

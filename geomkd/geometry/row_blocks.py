@@ -64,18 +64,16 @@ class NearestRows:
 
     def __call__(self, rows: slice, dots: Tensor, sq_distance: Tensor) -> None:
         """Keep the nearest of these rows."""
-        at = torch.arange(rows.start, rows.stop, device=self.gram.device)
-        open_ = sq_distance.masked_fill(self._closed(at), torch.inf)
+        at = torch.arange(rows.start, rows.stop, device=self.gram.device).unsqueeze(1)
+        open_ = sq_distance.scatter(1, at, torch.inf)
+        if self.shut is not None:
+            open_.masked_fill_(self.shut, torch.inf)
         self.sq[rows], self.at[rows] = smallest(open_, self.sq.shape[1])
-
-    def _closed(self, rows: Tensor) -> Tensor:
-        """Which rows may not be neighbours of (m,) rows: themselves, and all that are shut."""
-        own = torch.arange(self.gram.n, device=rows.device) == rows.unsqueeze(1)
-        return own if self.shut is None else own.logical_or_(self.shut)
 
     def found(self) -> Neighbours:
         """Neighbours in the Gram matrix's scale; what cancellation spoilt is measured again."""
-        return settled(self.gram, Neighbours(self.sq, self.at), self.k, self._closed)
+        shut = None if self.shut is None else lambda rows: self.shut
+        return settled(self.gram, Neighbours(self.sq, self.at), self.k, shut)
 
 
 def nearest_rows(gram: ClassGram, k: int, among: Tensor | None = None) -> Neighbours:

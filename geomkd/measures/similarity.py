@@ -14,13 +14,7 @@ from torch import Tensor
 
 from geomkd.common.checks import as_features, check_finite
 from geomkd.geometry.columns import column_slices
-from geomkd.geometry.precision import (
-    BLOCK,
-    ZERO_VARIANCE,
-    centred,
-    exact_arithmetic,
-    scale_of,
-)
+from geomkd.geometry.precision import BLOCK, ZERO_VARIANCE, centred, exact_arithmetic, scale_of
 from geomkd.geometry.principal import Principal, principal
 from geomkd.measures.measure import Measure
 

@@ -6,10 +6,9 @@ import torch
 from oracle import clusters
 
 from geomkd.common.checks import as_classes
-from geomkd.geometry.class_sums import ClassSums
-from geomkd.geometry.columns import column_slices, residual_gram
+from geomkd.geometry.columns import column_slices
 from geomkd.geometry.gram import ClassGram
-from geomkd.geometry.precision import BLOCK, COLUMNS, inverse
+from geomkd.geometry.precision import COLUMNS, inverse
 
 
 @pytest.fixture(scope="module", params=[torch.float32, torch.float64], ids=str)
@@ -84,9 +83,6 @@ def test_class_residual_gram(sample):
         own = x[labels == a] - x[labels == a].mean(dim=0)
         square = gram.class_residual_gram(a)
         close(square, own @ own.T)
-        parts = column_slices(own)
-        alone = residual_gram(lambda p=parts: p, len(own), gram.dtype, gram.device)
-        close(alone, own @ own.T)
 
 
 def test_forms(sample):
@@ -117,7 +113,7 @@ def test_more_neighbours_than_other_samples():
     assert value.isfinite().sum(dim=1).tolist() == [5] * 35 + [8] * 5
 
 
-def test_refine_and_measure():
+def test_refine():
     """Distances that x^2 + y^2 - 2xy cannot give: a common offset, twins 1e-3 apart."""
     rng = np.random.default_rng(1)
     base = rng.standard_normal((700, 64)) + 100
@@ -132,10 +128,6 @@ def test_refine_and_measure():
     torch.testing.assert_close(gram.refine(rows), expected, rtol=1e-12, atol=0)
     some = torch.tensor([1399, 2, 700])
     torch.testing.assert_close(gram.refine(some), expected[some], rtol=1e-12, atol=0)
-    pairs = torch.tensor([[699, 0], [702, 2], [0, 5]])
-    differences = x[some].double()[:, None] - x[pairs].double()
-    measured = gram.measure(some, pairs)
-    torch.testing.assert_close(measured, differences.square().sum(dim=2), rtol=1e-12, atol=0)
     few = gram.unresolved(value[:, 0], at[:, 0], per_class=True)
     assert set(few.tolist()) <= set(rows.tolist())
     assert gram.refine(few).min() == expected.min()
@@ -191,20 +183,6 @@ def test_a_scale_that_the_columns_carry():
     close(gram.raw_sq / gram.scale**2, near.raw_sq)
 
 
-def test_column_slices_are_views_in_float32_at_least():
-    x = torch.randn(3, 2 * COLUMNS + 1, generator=torch.Generator().manual_seed(0))
-    pieces = list(column_slices(x))
-    assert [p.shape[1] for p in pieces] == [COLUMNS, COLUMNS, 1]
-    assert pieces[1].data_ptr() == x[:, COLUMNS:].data_ptr()
-    assert torch.equal(torch.cat(list(column_slices(x, 4.0)), 1), 4 * x)
-    for dtype, expected in [
-        (torch.float16, torch.float32),
-        (torch.bfloat16, torch.float32),
-        (torch.float64, torch.float64),
-    ]:
-        assert next(column_slices(x.to(dtype))).dtype is expected
-
-
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 def test_features_that_are_not_finite_in_a_later_slice(bad):
     x, y = clusters(30, 40, 3)
@@ -213,35 +191,3 @@ def test_features_that_are_not_finite_in_a_later_slice(bad):
     message = r"^features must be finite; got NaN or Inf in 2 of 30 rows, first in row 4$"
     with pytest.raises(ValueError, match=message):
         ClassGram.from_columns(lambda: pieces, as_classes(y), torch.float32)
-
-
-def peak_of(profile):
-    allocated, peak = 0, 0
-    for event in profile.profiler.kineto_results.events():
-        if event.name() == "[memory]":
-            allocated += event.nbytes()
-            peak = max(peak, allocated)
-    return peak
-
-
-def test_memory_of_adding_a_slice():
-    """A centred copy of the slice and a few blocks of rows, nothing of n x d besides."""
-    n = 4 * BLOCK
-    x = torch.ones(n, COLUMNS)
-    sums = ClassSums(as_classes(torch.arange(n) % 4), torch.float32)
-    with torch.profiler.profile(profile_memory=True) as profile:
-        sums.add(x)
-    centred, block = 4 * n * COLUMNS, 8 * BLOCK * COLUMNS
-    assert centred < peak_of(profile) < centred + 4 * block
-
-
-def test_memory_of_measuring_again():
-    """Blocks of rows again, beside what is returned and the distances."""
-    n, few = 4 * BLOCK, 100
-    generator = torch.Generator().manual_seed(0)
-    x, y = torch.randn(n, COLUMNS, generator=generator), torch.arange(n) % 4
-    gram = ClassGram.of(x, y)
-    with torch.profiler.profile(profile_memory=True) as profile:
-        gram.refine(torch.arange(few))
-    block = 8 * BLOCK * COLUMNS
-    assert block < peak_of(profile) < 8 * few * n + 4 * block

@@ -1,4 +1,4 @@
-"""The search for neighbours against scikit-learn's trees, in float64 on the same values."""
+"""Neighbours, found in features and in Gram matrices, against scikit-learn's trees in float64."""
 
 import numpy as np
 import pytest
@@ -8,24 +8,38 @@ from hypothesis import strategies as st
 from sklearn.neighbors import NearestNeighbors
 
 from geomkd.geometry import neighbours
-from geomkd.geometry.neighbours import Rows, keep_nearest, search, smallest
+from geomkd.geometry.gram import ClassGram
+from geomkd.geometry.neighbours import Neighbours, Rows, keep_nearest, search, smallest
 from geomkd.geometry.precision import BLOCK
+from geomkd.geometry.row_blocks import nearest_rows
 
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 
 
 def nearest(features, k):
-    """Distances as they are, where ``search`` gives scaled ones."""
+    """As `search` finds them, distances unscaled."""
     rows = Rows(features)
     sq, at = search(rows, k)
-    return neighbours.Neighbours(sq / rows.scale / rows.scale, at)
+    return Neighbours(sq / rows.scale / rows.scale, at)
 
 
-def check(features, k, *, rel=1e-5):
+def nearest_by_gram(features, k):
+    """As a layer's Gram matrix of four classes gives them: classes in turn, in the given order."""
+    x = torch.as_tensor(features)
+    gram = ClassGram.of(x, torch.arange(len(x)) % 4)
+    back = torch.argsort(gram.order)
+    sq, at = (found[back] for found in nearest_rows(gram, k))
+    return Neighbours(sq / gram.scale / gram.scale, gram.order[at])
+
+
+sources = pytest.mark.parametrize("find", [nearest, nearest_by_gram])
+
+
+def check(features, k, *, find=nearest, rel=1e-5):
     """Compare with a k-d tree, which takes differences; return what was found."""
     x = torch.as_tensor(features)
-    found = nearest(features, k)
+    found = find(features, k)
     n, x = len(x), x.double().flatten(1).numpy()
     assert (found.sq_distance.shape, found.index.shape) == ((n, k), (n, k))
     assert (found.sq_distance.dtype, found.index.dtype) == (torch.float64, torch.int64)
@@ -67,11 +81,6 @@ def test_tiles(monkeypatch, tile):
     x[50:60] = x[40:50]
     monkeypatch.setattr(neighbours, "TILE", tile)
     check(x, 12)
-    covered = torch.zeros(100, 100)
-    for rows, cols, distance in Rows(x).triangle():
-        assert distance.shape == (rows.stop - rows.start, cols.stop - cols.start)
-        covered[rows, cols] += 1
-    assert torch.equal(covered.triu(), torch.ones(100, 100).triu())
 
 
 @dtypes
@@ -96,13 +105,14 @@ def test_known_distances():
 # ---- where products cancel -----------------------------------------------------------------------
 
 
+@sources
 @dtypes
-def test_equal_rows_are_exactly_zero_apart(dtype):
+def test_equal_rows_are_exactly_zero_apart(dtype, find):
     """Among rows far from the origin; three copies of one, two of another."""
     x = torch.from_numpy(gaussian(100, 30, offset=50)).to(dtype)
     x[[5, 70]] = x[3].clone()
     x[9] = x[8].clone()
-    sq, at = check(x, 3)
+    sq, at = check(x, 3, find=find)
     assert sq[[3, 5, 70], :2].eq(0).all()
     assert sq[[8, 9], 0].eq(0).all()
     assert {*at[3, :2].tolist()} == {5, 70}
@@ -111,50 +121,58 @@ def test_equal_rows_are_exactly_zero_apart(dtype):
     assert sq[rest].gt(0).all()
 
 
-def test_more_equal_rows_than_are_kept():
+@sources
+def test_more_equal_rows_than_are_kept(find):
     x = gaussian(60, 4).astype(np.float32)
     x[:40] = x[0]
-    sq, _ = check(x, 3)
+    sq, _ = check(x, 3, find=find)
     assert sq[:40].eq(0).all()
 
 
+@sources
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_near_twins(dtype):
-    """Pairs a millionth of a norm apart, in float32: a few units in the last place."""
-    x = gaussian(100, 30).astype(dtype)
+@pytest.mark.parametrize("offset", [0.0, 1000.0])
+def test_near_twins(dtype, offset, find):
+    """Pairs of different classes a few units in the last place of float32 apart."""
+    x = gaussian(100, 30, offset=offset).astype(dtype)
     x[1::2] = x[::2] * (1 + 1e-6)
-    sq, at = check(x, 2)
+    sq, at = check(x, 2, find=find)
     assert at[:, 0].tolist() == [i ^ 1 for i in range(100)]
     assert sq[:, 0].gt(0).all()
 
 
+@sources
 @pytest.mark.parametrize("spread", [1e-3, 1e-2, 0.1])
 @pytest.mark.parametrize("apart", [10, 100, 1000])
-def test_tight_groups_far_apart(apart, spread):
-    """Groups larger than what is kept: float32 products are all noise within them."""
-    group = np.arange(150) % 3
-    x = apart * gaussian(3, 20, seed=1)[group] + spread * gaussian(150, 20)
-    _, at = check(x.astype(np.float32), 10)
+@pytest.mark.parametrize("groups", [3, 40])
+def test_tight_groups_far_apart(groups, apart, spread, find):
+    """In every class, larger than what is kept and smaller: float32 products are noise within."""
+    group = np.arange(240) % groups
+    x = apart * gaussian(groups, 20, seed=1)[group] + spread * gaussian(240, 20)
+    _, at = check(x.astype(np.float32), 5 if groups > 3 else 10, find=find)
     assert (group[at.numpy()] == group[:, None]).all()
 
 
-def test_groups_of_different_widths():
+@sources
+def test_groups_of_different_widths(find):
     """Some rows can be had from products, others cannot."""
     x = gaussian(700, 8).astype(np.float32)
     x[100:160] = x[100] + 1e-4 * x[100:160]
-    check(x, 6)
+    check(x, 6, find=find)
 
 
+@sources
 @pytest.mark.parametrize("offset", [1e3, 1e6])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_large_offsets(offset, dtype):
-    check(gaussian(150, 12, offset=offset).astype(dtype), 4)
+def test_large_offsets(offset, dtype, find):
+    check(gaussian(150, 12, offset=offset).astype(dtype), 4, find=find)
 
 
+@sources
 @pytest.mark.parametrize("power", [-140, -70, -30, 30, 70, 120])
-def test_scales_of_float32(power):
+def test_scales_of_float32(power, find):
     x = gaussian(80, 10).astype(np.float32)
-    check(x * np.float32(2.0**power), 3)  # of 2^-140 few bits are left
+    check(x * np.float32(2.0**power), 3, find=find)  # of 2^-140 few bits are left
 
 
 @pytest.mark.parametrize("power", [-1040, -700, -300, 300, 700, 1000])
@@ -205,41 +223,28 @@ def test_rows_leave_the_input_as_it_is(dtype, power):
     assert x._version == version
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("power", [0, -30, 25])
-def test_rows_are_centred(power):
-    x = gaussian(600, 7, offset=3) * 2.0**power
-    rows = Rows(x)
-    centred = (x - x.mean(axis=0)) * rows.scale
-    assert 2.0**-21 < np.abs(x).max() * rows.scale < 2.0**20
-    every, near = slice(0, 600), 1e-14 * np.abs(centred).max()
-    np.testing.assert_allclose(rows.centred(every).numpy(), centred, atol=near)
-    np.testing.assert_allclose(rows.centred_sq.numpy(), (centred**2).sum(axis=1), rtol=1e-12)
-
-
-@pytest.mark.parametrize("power", [0, -30, 25])
-def test_rows_of_float32_are_about_one_centre(power):
+def test_rows_are_about_one_centre(power, dtype):
     """About the mean, rounded: norms and products know the same one."""
-    x = ((gaussian(600, 7) + 1e4) * 2.0**power).astype(np.float32)
-    rows = Rows(x)
+    x = ((gaussian(600, 7) + 1e4) * 2.0**power).astype(dtype)
+    rows, step = Rows(x), np.finfo(dtype).eps
     exact = x.astype(np.float64) * rows.scale
     mean = exact.mean(axis=0)
+    assert 2.0**-21 < mean.max() < 2.0**20
     exact -= rows.centre.double().numpy()
-    assert (np.abs(exact.mean(axis=0)) < 2.0**-23 * np.abs(mean)).all()
+    assert (np.abs(exact.mean(axis=0)) < step * np.abs(mean)).all()
     np.testing.assert_allclose(rows.centred_sq.numpy(), (exact**2).sum(axis=1), rtol=1e-12)
-    centred = rows.centred(slice(0, 600))
-    assert centred.dtype is torch.float32
-    np.testing.assert_allclose(centred.numpy(), exact, rtol=2.0**-23)
+    centred = rows.centred(slice(0, 600)).numpy()
+    assert centred.dtype == dtype
+    np.testing.assert_allclose(centred, exact, rtol=step)
 
 
-def test_rows_measure_and_multiply(monkeypatch):
+def test_triangle(monkeypatch):
     monkeypatch.setattr(neighbours, "TILE", 256)
     x = gaussian(600, 9, offset=1)
     rows = Rows(x)
     sq = ((x[:, None] - x) ** 2).sum(axis=2)
-    some = torch.tensor([3, 590, 17])
-    at = torch.tensor([[0, 3], [599, 1], [5, 6]])
-    np.testing.assert_allclose(rows.measure(some, at).numpy(), sq[some[:, None], at], rtol=1e-14)
-    np.testing.assert_allclose(rows.exact_rows(some).numpy(), sq[some], rtol=1e-12, atol=1e-12)
     seen = np.zeros_like(sq)
     for part, cols, distance in rows.triangle():
         if part == cols:  # no row is its own neighbour
@@ -249,16 +254,6 @@ def test_rows_measure_and_multiply(monkeypatch):
         seen[part, cols] += 1
         seen[cols, part] += part != cols
     assert (seen == 1).all()
-
-
-@pytest.mark.parametrize("tile", [100, 256, 512])
-def test_tiles_give_what_the_whole_gives(tile, monkeypatch):
-    x = gaussian(600, 9).astype(np.float32)
-    whole = nearest(x, 7)
-    monkeypatch.setattr(neighbours, "TILE", tile)
-    parts = nearest(x, 7)
-    assert torch.equal(parts.index, whole.index)
-    torch.testing.assert_close(parts.sq_distance, whole.sq_distance, rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize("k", [1, 3, 20, 64])

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 from oracle import clusters
-from sklearn.neighbors import NearestNeighbors
 
 from geomkd.geometry.draws import Draws
 from geomkd.geometry.gram import ClassGram
@@ -141,14 +140,6 @@ def test_nearest_rows(k, dtype):
     check(gram, rows, k)
 
 
-def test_nearest_rows_and_a_tree():
-    x, y = clusters(1100, 8, 4)
-    gram, x, _ = gram_of(x, y)
-    sq = check(gram, x, 15).sq_distance.numpy()
-    tree = NearestNeighbors(n_neighbors=15, algorithm="kd_tree").fit(x)
-    np.testing.assert_allclose(np.sqrt(sq), tree.kneighbors()[0], rtol=1e-5)
-
-
 @pytest.mark.parametrize("inside", [1, 4, 30, 500])
 def test_nearest_rows_among(inside):
     """Of some rows only; fewer than k leave infinite distances."""
@@ -166,52 +157,14 @@ def test_more_neighbours_than_rows():
     check(gram, x, 19)
 
 
-@pytest.mark.parametrize("offset", [0.0, 1000.0])
-def test_twins_across_classes(offset):
-    x, y = clusters(300, 30, 3)
-    x += np.float32(offset)
-    x[1::6] = x[0::6]
-    x[3::6] = x[2::6] * np.float32(1 + 1e-6)
-    gram, rows, _ = gram_of(x, y)
-    sq, at = check(gram, rows, 2)
-    partner = np.argsort(gram.order.numpy())[gram.order.numpy() ^ 1]
-    paired = gram.order.numpy() % 6 < 4
-    assert (at[:, 0].numpy() == partner)[paired].all()
-    equal = gram.order.numpy() % 6 < 2
-    assert sq[equal, 0].eq(0).all()
-    assert sq[~equal, 0].gt(0).all()
-
-
-@pytest.mark.parametrize("among", [False, True])
 @pytest.mark.parametrize("spread", [1e-3, 1e-2, 0.1])
-def test_tight_groups_within_and_across_classes(spread, among):
-    """Groups larger than what is kept and in every class: float32 products are all noise."""
+def test_tight_groups_among(spread):
+    """Larger than what is kept, and in every class: what is searched again keeps to the same."""
     rng = np.random.default_rng(0)
     group = np.arange(240) // 80
     x = 100 * rng.standard_normal((3, 20))[group] + spread * rng.standard_normal((240, 20))
     gram, rows, _ = gram_of(x.astype(np.float32), np.arange(240) % 4)
-    inside = torch.from_numpy(rng.random(240) < 0.6) if among else None
-    _, at = check(gram, rows, 10, inside)
-    of_row = group[gram.order.numpy()]
-    assert (of_row[at.numpy()] == of_row[:, None]).all()
-
-
-@pytest.mark.parametrize("spread", [1e-3, 1e-2])
-def test_order_within_small_groups(spread):
-    """Groups smaller than what is kept: all found at once, but in an order that is noise."""
-    rng = np.random.default_rng(0)
-    x = 100 * rng.standard_normal((40, 20))[np.arange(240) // 6]
-    x = (x + spread * rng.standard_normal((240, 20))).astype(np.float32)
-    gram, rows, _ = gram_of(x, np.arange(240) % 4)
-    check(gram, rows, 9)
-
-
-@pytest.mark.parametrize("power", [-100, 100])
-def test_scaled_features(power):
-    x, y = clusters(100, 10, 4)
-    gram, rows, _ = gram_of(x * np.float32(2.0**power), y)
-    assert gram.scale != 1
-    check(gram, rows, 5)
+    check(gram, rows, 10, torch.from_numpy(rng.random(240) < 0.6))
 
 
 def test_several_readers_share_a_pass():
