@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from geomkd.common.checks import check_choice, check_int
 from geomkd.data.images import (
     ImageArrays,
     channel_statistics,
@@ -185,8 +186,7 @@ def load_idx(
     ValueError
         When a file is missing, truncated, or holds something else.
     """
-    if split not in _IDX_PREFIXES:
-        raise ValueError(f"split must be 'train' or 'test', got {split!r}")
+    check_choice(split, "split", _IDX_PREFIXES)
     image_file = _find_idx(folder, split, "images-idx3-ubyte")
     label_file = _find_idx(folder, split, "labels-idx1-ubyte")
     images = checked_images(str(image_file), _read_idx(image_file, n_axes=3))
@@ -311,8 +311,7 @@ def _image_transform(image_size: int | None, mean, std) -> Callable:
 
     steps = [transforms.ToTensor()]
     if image_size is not None:
-        if not isinstance(image_size, int) or isinstance(image_size, bool) or image_size < 1:
-            raise ValueError(f"image_size must be a positive int, got {image_size!r}")
+        check_int(image_size, "image_size", least=1)
         steps = [transforms.Resize(image_size), transforms.CenterCrop(image_size), *steps]
     if mean is not None or std is not None:
         mean, std = channel_statistics(mean, std, 3)

@@ -9,8 +9,6 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-__all__ = ["ImageArrays"]
-
 
 class ImageArrays(Dataset):
     """Images held in one tensor, converted to float32 one by one as they are read.

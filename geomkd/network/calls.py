@@ -6,14 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from geomkd.network.forward import (
-    Forward,
-    call,
-    evaluating,
-    first_tensor,
-    modules_by_name,
-    unwrap,
-)
+from geomkd.network.forward import Forward, call, evaluating, first_tensor, modules_by_name, unwrap
 from geomkd.network.hooks import Target, watching
 
 

@@ -7,6 +7,8 @@ import math
 from torch import Tensor
 from torch.nn.functional import max_pool2d
 
+from geomkd.common.checks import check_choice
+
 POOLS = ("flatten", "mean", "max", "cls", "published")
 PUBLISHED_LIMIT = 262_144  # values of a map above which the published analysis pools
 _SPACE = {"map": (2, 3), "map_last": (1, 2), "tokens": (1,), "vector": ()}
@@ -14,9 +16,7 @@ _SPACE = {"map": (2, 3), "map_last": (1, 2), "tokens": (1,), "vector": ()}
 
 def check_pool(pool: str) -> str:
     """One of the poolings."""
-    if pool not in POOLS:
-        raise ValueError(f"pool must be one of {POOLS}; got {pool!r}")
-    return pool
+    return check_choice(pool, "pool", POOLS)
 
 
 def pooled(x: Tensor, kind: str, pool: str) -> Tensor:

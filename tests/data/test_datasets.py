@@ -177,7 +177,7 @@ def test_idx_missing_files_and_splits(tmp_path):
     message = f"{tmp_path}: expected a file {names}, with or without .gz"
     with pytest.raises(ValueError, match=re.escape(message)):
         load_idx(tmp_path, split="test")
-    with pytest.raises(ValueError, match="split must be 'train' or 'test', got 'val'"):
+    with pytest.raises(ValueError, match=r"split must be one of \('train', 'test'\); got 'val'"):
         load_idx(tmp_path, split="val")
 
 
@@ -253,12 +253,18 @@ def test_folder_with_a_transform_of_the_users(tmp_path):
         load_folder(tmp_path, transform=np.asarray, image_size=4)
 
 
-@pytest.mark.parametrize("size", [0, 2.0, True, (4, 4)])
-def test_folder_refuses_bad_image_size(tmp_path, size):
+@pytest.mark.parametrize(
+    ("size", "error", "text"),
+    [
+        (0, ValueError, "image_size must be at least 1; got 0"),
+        (2.0, TypeError, "image_size must be an integer; got float 2.0"),
+        (True, TypeError, "image_size must be an integer; got bool True"),
+        ((4, 4), TypeError, "image_size must be an integer; got tuple (4, 4)"),
+    ],
+)
+def test_folder_refuses_bad_image_size(tmp_path, size, error, text):
     write_folder(tmp_path, [(6, 5)])
-    with pytest.raises(
-        ValueError, match=re.escape(f"image_size must be a positive int, got {size!r}")
-    ):
+    with pytest.raises(error, match=re.escape(text)):
         load_folder(tmp_path, image_size=size)
 
 

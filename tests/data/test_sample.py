@@ -251,7 +251,7 @@ def test_draws_between_batches_do_not_reach_the_transform():
     first = torch.cat(list(sample.batches(4)))
     again = []
     for batch in sample.batches(4):
-        torch.rand(3)
+        torch.rand(3), np.random.rand(3), random.random()  # noqa: NPY002
         again.append(batch)
     assert torch.equal(torch.cat(again), first)
 

@@ -481,11 +481,15 @@ def test_a_survey_runs_the_model_once(names, images):
     assert found.sample_bytes == 2 * 2 * 6 * 64 * 8
 
 
-def test_bytes_of_every_call_of_the_model_count():
+def test_a_model_that_forward_calls_twice():
     model, x = nn.Sequential(nn.Linear(4, 4), nn.ReLU()), torch.zeros(2, 4)
-    found = survey(model, x, forward=lambda model, x: (model(x.repeat(5, 1)), model(x)))
-    assert found.sample_bytes == 2 * 5 * 2 * 4 * 4
+    forward = lambda model, x: (model(x.repeat(5, 1)), model(x))  # noqa: E731
+    found = survey(model, x, forward=forward)
+    assert found.sample_bytes == 2 * 5 * 2 * 4 * 4  # of the larger call
     assert names_of(found.layers) == ["0.input", "1"]  # of the last call alone
+    assert describe_layers(model, ["1"], x, forward=forward)[0].shape == (4,)
+    with pytest.raises(ValueError, match="is run only 1 time in a forward pass"):
+        describe_layers(model, ["1#2"], x, forward=forward)
 
 
 def test_describe_second_call(images):
