@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 from torch.nn.utils import skip_init
 
+from geomkd.common.checks import check_choice
 from geomkd.network.layers import Layer
 
 PROJECTORS = ("linear", "mlp", "pca", "none")
@@ -225,15 +226,7 @@ def linear_projectors(meeting: Meeting) -> nn.ModuleList:
 
 
 def to_grid(features: Tensor, kind: str) -> Tensor:
-    """Features as maps of shape (B, C, H, W).
-
-    Parameters
-    ----------
-    features : Tensor, the batch axis first
-        Maps, tokens or vectors; leading tokens outside the square grid are dropped.
-    kind : {"map", "map_last", "tokens", "vector"}
-        What the axes mean.
-    """
+    """Features as maps (B, C, H, W); leading tokens outside the square grid are dropped."""
     if kind == "tokens":
         prefix, side = _square(features.shape[1])
         return features[:, prefix:].transpose(1, 2).unflatten(2, (side, side))
@@ -275,6 +268,15 @@ def check_grid(layer: Layer) -> None:
             raise ValueError(f"layer {layer.name!r}: {error}") from None
 
 
+def check_map(layer: Layer, why: str) -> None:
+    """Refuse a layer that gives no maps; the message begins with why."""
+    if layer.kind not in ("map", "map_last"):
+        raise ValueError(
+            f"{why}; layer {layer.name!r} gives {layer.kind} features of shape "
+            f"{tuple(layer.shape)} a sample"
+        )
+
+
 def _network(kind: str, before: int, after: int) -> nn.Module:
     if kind == "none":
         return nn.Identity()
@@ -282,11 +284,7 @@ def _network(kind: str, before: int, after: int) -> nn.Module:
         return _convolution(before, after, 1)
     if kind == "hint":
         return nn.Sequential(*_unit(before, after, 1))
-    if kind not in ("mlp", "bottleneck"):
-        raise ValueError(
-            "a projector's kind must be 'linear', 'mlp', 'bottleneck', 'hint' or 'none'; "
-            f"got {kind!r}"
-        )
+    check_choice(kind, "a projector's kind", ("linear", "mlp", "bottleneck", "hint", "none"))
     middle = 2 * after if kind == "mlp" else max(1, after // 2)
     units = [*_unit(before, middle, 1), *_unit(middle, middle, 3)]
     last = _unit(middle, after, 1)
