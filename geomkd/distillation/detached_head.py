@@ -55,7 +55,6 @@ def tapped(
     modules = modules_by_name(student)
 
     def hook(name: str, act: Callable[[Any], Any]) -> None:
-        """Act on the value at the named call."""
         module, is_input, number = target_of(name, modules)
         key = f"{len(handles)} {name}"
         calls[key] = 0

@@ -45,21 +45,8 @@ class Alignment(nn.Module):
     """Two layers' features as maps on one grid.
 
     Tokens that are the same number on both sides become a map (B, C, T, 1), a vector one of a
-    single position. Where the positions differ tokens lie on a square grid, without leading tokens
-    that do not fit, and the larger grid is average-pooled to the smaller.
-
-    Parameters
-    ----------
-    student, teacher : Layer
-        The two layers, for their kinds and shapes.
-    spatial : bool
-        Whether tokens lie on a square grid in any case.
-
-    Raises
-    ------
-    ValueError
-        A layer that is neither map, tokens nor vector, or tokens that form no square grid where one
-        is needed.
+    single position. Where the positions differ, or with ``spatial``, tokens lie on a square grid,
+    without leading tokens that do not fit, and the larger grid is average-pooled to the smaller.
     """
 
     def __init__(self, student: Layer, teacher: Layer, *, spatial: bool = False) -> None:
@@ -138,18 +125,7 @@ class Projector(nn.Module):
         reset(self.project, generator)
 
     def forward(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-        """Projected student features and their target.
-
-        Parameters
-        ----------
-        student, teacher : Tensor
-            Features of the two layers, the batch axis first.
-
-        Returns
-        -------
-        projected, target : Tensor, shape (B, C, H, W)
-            Both of the same shape, with the teacher's channels.
-        """
+        """Projected student features and their target, (B, C, H, W), C the teacher's channels."""
         student, target = self.align(student, teacher)
         return self.project(student), target
 
@@ -159,18 +135,7 @@ class PrincipalComponents(Projector):
 
     The target is the teacher's features in the basis of their first principal components over
     channels, as many as the student has channels, fitted before training on some hundred samples.
-
-    Parameters
-    ----------
-    student, teacher : Layer
-        The two layers.
-    features : Tensor
-        The teacher's features that the components are fitted on, the batch axis first.
-
-    Raises
-    ------
-    ValueError
-        As in `Projector`, or a student with more channels than the teacher.
+    A student with more channels than the teacher is refused.
     """
 
     def __init__(self, student: Layer, teacher: Layer, *, features: Tensor) -> None:

@@ -105,18 +105,7 @@ class FrozenHead(nn.Module):
 def head_behind(
     model: nn.Module, name: str, example: Any, *, forward: Forward | None = None
 ) -> nn.Module:
-    """Copy what a model does behind a layer, as a module of that layer's features.
-
-    Parameters
-    ----------
-    model : nn.Module
-        Left as it is.
-    name : str
-        A layer; of several calls of its module the only one.
-    example : Any
-        A small batch, on which the copy is compared with the model.
-    forward : callable, optional
-        ``forward(model, inputs)`` for models that are not simply called.
+    """Copy what a model does behind a layer, as a module of its features; checked on an example.
 
     Raises
     ------

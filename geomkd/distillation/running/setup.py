@@ -29,40 +29,17 @@ ATTRIBUTES = ("name", "uses_features", "uses_teacher_logits", "detaches_head")
 
 @dataclass(frozen=True)
 class Networks:
-    """Student, teacher, and what joins them.
+    """Student, teacher, and what joins them."""
 
-    Attributes
-    ----------
-    student, teacher : nn.Module
-        ``teacher`` is None where the objective needs none. The student is the one that was given,
-        or with its teacher's head in place of its own.
-    objective : callable
-        One of :mod:`geomkd.distillation.objectives` or like them.
-    pairs : list of (str, str)
-        Teacher layer and student layer; empty where the objective uses no features.
-    student_layers : list of str
-        Layers of ``student`` whose features the objective sees, one per pair.
-    projectors : nn.Module
-        What the objective trains beside the student.
-    cut : str or None
-        Student layer behind which the head trains on detached features.
-    groups : list of list of nn.Parameter
-        What is trained: backbone with projectors, and head; one group where nothing is cut.
-    n_classes : int
-        Number of the student's logits.
-    forward : callable or None
-        ``forward(model, inputs)``, for models that are not simply called.
-    """
-
-    student: nn.Module
-    teacher: nn.Module | None
+    student: nn.Module  # the one that was given, or it with its teacher's head
+    teacher: nn.Module | None  # None where the objective needs none
     objective: Any
-    pairs: Pairs
-    student_layers: list[str]
-    projectors: nn.Module
-    cut: str | None
-    groups: list[list[nn.Parameter]]
-    n_classes: int
+    pairs: Pairs  # teacher layer and student layer; none where the objective uses no features
+    student_layers: list[str]  # whose features the objective sees, one a pair
+    projectors: nn.Module  # what the objective trains beside the student
+    cut: str | None  # student layer behind which the head trains on detached features
+    groups: list[list[nn.Parameter]]  # backbone with projectors, and head if there is a cut
+    n_classes: int  # the student's logits
     forward: Forward | None
 
     @property
