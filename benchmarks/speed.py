@@ -180,7 +180,7 @@ def toolbox_row(n: int, size: int = 32) -> dict[str, float]:
     """
     import torchvision
 
-    from geomkd.scoring.layer_measures import NAMES
+    from geomkd.measures.table import NAMES
 
     torch.manual_seed(0)
     model = torchvision.models.resnet34(num_classes=CLASSES).eval()

@@ -24,10 +24,11 @@ from geomkd.distillation.pairing import evenly_spaced, pair_layers
 from geomkd.geometry.precision import one_thread
 from geomkd.plots import plot_accuracy
 from geomkd.scoring.layer_scores import LayerScores
+from geomkd.scoring.rules import sqrt_si
 from geomkd.scoring.score_layers import score_layers
 
 if TYPE_CHECKING:
-    from pandas import DataFrame
+    from pandas import DataFrame, Series
 
 TEACHER = {"widths": (16, 32, 64), "blocks": 3}
 STUDENT = {"widths": (4, 8, 16, 32), "blocks": 1}
@@ -204,11 +205,6 @@ def chosen_layers(scores: LayerScores, k: int = SELECTED) -> dict[str, list[str]
     }
 
 
-def sqrt_si(frame: DataFrame) -> Any:
-    """Geometric mean of separation and information; 0 where their product is negative."""
-    return (frame["separation"] * frame["information"]).clip(lower=0) ** 0.5
-
-
 def _written(
     folder: Path,
     scores: LayerScores,
@@ -219,8 +215,6 @@ def _written(
 ) -> Quickstart:
     import pandas
 
-    last = [(method, seed, float(h["val_accuracy"].iloc[-1])) for method, seed, h in runs]
-    table = pandas.DataFrame(last, columns=["method", "seed", "test_accuracy"])
     ranked = scores.rank()
     write_frame(folder / "layers.csv", scores.to_frame().merge(ranked.drop(columns="score")))
     write_picture(folder / "layers.png", scores.plot(k=SELECTED))
@@ -228,19 +222,14 @@ def _written(
     for method, _, history in runs:
         curves.setdefault(method, []).append(history["val_accuracy"].to_numpy())
     write_picture(folder / "training.png", plot_accuracy(curves, name="test accuracy"))
+    last = [(method, seed, float(h["val_accuracy"].iloc[-1])) for method, seed, h in runs]
+    table = pandas.DataFrame(last, columns=["method", "seed", "test_accuracy"])
     by_method = table.groupby("method", sort=False)["test_accuracy"]
     summary = {
         "teacher_test_accuracy": taught.accuracy,
         "layers": layers,
         "pairs_of": "blocks of the student, evenly spaced",
-        "test_accuracy_last_epoch": {
-            method: {
-                "mean": float(a.mean()),
-                "sd": float(a.std()) if len(a) > 1 else None,
-                "all": a.tolist(),
-            }
-            for method, a in by_method
-        },
+        "test_accuracy_last_epoch": {method: _figures(a) for method, a in by_method},
         "data": "scikit-learn digits: 1,000 training and 500 test images",
         "settings": {
             "teacher": TEACHER,
@@ -258,3 +247,8 @@ def _written(
     }
     write_json(folder / "summary.json", summary)
     return Quickstart(folder, scores, layers, table, summary)
+
+
+def _figures(accuracies: Series) -> dict[str, Any]:
+    deviation = float(accuracies.std()) if len(accuracies) > 1 else None
+    return {"mean": float(accuracies.mean()), "sd": deviation, "all": accuracies.tolist()}

@@ -14,7 +14,7 @@ from benchmarks.evidence.material import Material
 from benchmarks.evidence.moments import last_block, moments
 from benchmarks.evidence.teachers import Teacher
 from geomkd import pair_layers, score_layers
-from geomkd.scoring.layer_measures import NAMES
+from geomkd.measures.table import NAMES
 
 QUALITY = ("separation", "information", "efficiency", "quality")
 PAPER = {"samples": 5000, "entropy_per_class": 500, "pool": "published"}

@@ -1,15 +1,22 @@
-"""Options of ``geomkd distill`` in TOML: read, checked, written, compared."""
+"""Options of ``geomkd distill`` in TOML, and the folder of a run, which keeps them."""
 
 from __future__ import annotations
 
 import argparse
 import difflib
 import json
+import shutil
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from geomkd.common.distributed import ERRORS, agreed, world
+from geomkd.common.files import atomic_write
+from geomkd.common.results_folder import check_same_run, new_folder
+
+CONFIG = "config.toml"
 # Of one start alone: where its results are, not what they are.
 OF_A_START = ("config", "out", "resume")
 # What a run may go on with otherwise than it began: none of it changes the student.
@@ -19,12 +26,7 @@ FREE = ("quiet", "memory", "checkpoint_steps", "log_dir", "device")
 def arguments_of(path: str, parser: argparse.ArgumentParser) -> list[str]:
     """Read a TOML file of options as the arguments that they would be on the command line.
 
-    Parameters
-    ----------
-    path : str
-        Keys are names of options, with dashes or underscores; ``set`` may be a table.
-    parser : ArgumentParser
-        Knows the options.
+    Keys are names of options, with dashes or underscores; ``set`` may be a table.
 
     Raises
     ------
@@ -56,7 +58,7 @@ def arguments_of(path: str, parser: argparse.ArgumentParser) -> list[str]:
 
 def settings_of(options: argparse.Namespace) -> dict[str, Any]:
     """Every option in force but for those of one start; without those that have no value."""
-    left_out = (*OF_A_START, "command", "run", "arguments")
+    left_out = (*OF_A_START, "command", "arguments")
     return {k: v for k, v in vars(options).items() if k not in left_out and v is not None}
 
 
@@ -73,17 +75,52 @@ def as_toml(settings: Mapping[str, Any]) -> str:
     return "".join(f"{name} = {_value(value)}\n" for name, value in settings.items())
 
 
-def check_same(path: Path, settings: Mapping[str, Any]) -> None:
-    """Refuse to go on with other settings than those in a file; ``ValueError`` names them."""
+@contextmanager
+def run_folder(options: argparse.Namespace) -> Iterator[Path]:
+    """Folder of a run: made by the first process, or that of the run that goes on.
+
+    One that was made for nothing is removed again. Called by every process.
+    """
+    name, is_new = agreed(lambda: _opened(options), first_only=True)
+    folder = Path(name)
+    try:
+        yield folder
+    except ERRORS:
+        if is_new and world().is_first:
+            files = [path for path in folder.rglob("*") if path.is_file()]
+            if files == [folder / CONFIG]:
+                shutil.rmtree(folder)
+        raise
+
+
+def _opened(options: argparse.Namespace) -> tuple[str, bool]:
+    settings, there = settings_of(options), options.out is not None and Path(options.out).exists()
+    if options.resume and options.out is None:
+        raise ValueError("--resume needs --out, the folder of the run")
+    if there and not options.resume:
+        raise ValueError(f"{options.out} is there already: give another --out, or --resume")
+    if there:
+        folder = Path(options.out)
+        visible = [path.name for path in folder.iterdir() if not path.name.startswith(".")]
+        if CONFIG in visible:
+            _check_same(folder / CONFIG, settings)
+        elif visible:  # a run that was killed at once has left nothing
+            raise ValueError(f"{folder} is no folder of a run: it has no {CONFIG}")
+    else:
+        folder = new_folder(options.out, "geomkd-distill")
+    with atomic_write(folder / CONFIG) as file:
+        file.write(b"# geomkd distill --config THIS_FILE --out FOLDER repeats the run.\n")
+        file.write(as_toml(settings).encode())
+    return str(folder), not there
+
+
+def _check_same(path: Path, settings: Mapping[str, Any]) -> None:
     stored = tomllib.loads(path.read_text(encoding="utf-8"))
-    names = [*settings, *(name for name in stored if name not in settings)]
-    differing = [n for n in names if n not in FREE and stored.get(n) != settings.get(n)]
-    if differing:
-        listed = "; ".join(
-            f"{name} is {stored.get(name)!r} there and {settings.get(name)!r} here"
-            for name in differing
-        )
-        raise ValueError(f"{path} belongs to another run: {listed}; give another --out")
+    theirs, ours = (
+        {name: value for name, value in each.items() if name not in FREE}
+        for each in (stored, settings)
+    )
+    check_same_run(path, theirs, ours, remedy="give another --out")
 
 
 def _arguments(action: argparse.Action, name: str, value: Any, where: str) -> list[str]:

@@ -3,98 +3,71 @@
 from __future__ import annotations
 
 import argparse
+import math
 import shlex
-import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, get_type_hints
 
-from geomkd.cli.config import as_toml, check_same, settings_of
+import torch
+
+from geomkd.cli.config import run_folder, settings_of
 from geomkd.cli.inputs import Inputs, load_inputs
-from geomkd.cli.layers import Choice, choose
-from geomkd.cli.objective import described, objective_of
-from geomkd.cli.processes import ERRORS, agreed, own_device
-from geomkd.common.distributed import world
-from geomkd.common.files import atomic_write
-from geomkd.common.results_folder import machine, new_folder, write_frame, write_json, write_picture
+from geomkd.cli.parser import options_of
+from geomkd.common.distributed import agreed, own_device, world
+from geomkd.common.results_folder import machine, write_frame, write_json, write_picture
 from geomkd.distillation import DistillationResult, distill
+from geomkd.distillation.pairing import choose_layers, pair_layers
+from geomkd.distillation.rivals import OBJECTIVES
 from geomkd.distillation.running.recipe import Recipe
+from geomkd.scoring.layer_scores import LayerScores
+from geomkd.scoring.rules import RULES
+from geomkd.scoring.score_layers import score_layers
 
-CONFIG = "config.toml"
-RECIPE = (
-    *("epochs", "batch_size", "accumulate", "lr", "weight_decay", "clip_norm", "head_clip_norm"),
-    *("seed", "precision", "compile", "channels_last", "cache_dtype", "checkpoint_steps"),
-    "log_dir",
-)
+EVENLY = {"even": "evenly_spaced", "last": "last"}
 
 
-@dataclass(frozen=True)
-class Distilled:
-    """What a run left behind.
+class Choice(NamedTuple):
+    """Pairs of a teacher and a student layer, how they came about, and settings of the scores."""
 
-    Attributes
-    ----------
-    folder : Path
-        Holds config.toml, history.csv, training.png, student.pt, summary.json and checkpoints.
-    result : DistillationResult
-        The student and its history.
-    summary : dict
-        What summary.json holds.
-    """
-
-    folder: Path
-    result: DistillationResult
-    summary: dict[str, Any]
+    pairs: list[tuple[str, str]]
+    how: str
+    scores: dict[str, Any] | None = None
 
 
-def distilled(options: argparse.Namespace, say: Callable[[str], Any]) -> Distilled:
-    """Distil as the options say, in a folder of its own; called by every process.
-
-    Parameters
-    ----------
-    options : Namespace
-        As the command line is parsed.
-    say : callable
-        Takes each line of the story, from the first process.
-
-    Raises
-    ------
-    ValueError, TypeError, OSError, ImportError, RuntimeError
-        What is wrong with the options, or what training raises. A folder made for nothing is
-        removed again.
-    """
+def distilled(options: argparse.Namespace, say: Callable[[str], Any]) -> None:
+    """Distil in a folder of its own; ``say`` takes each line of text. Called by every process."""
     say = say if world().is_first else lambda text: None
     objective = _checked_objective(options)
     device = agreed(own_device) if options.device is None else options.device
-    with _results_folder(options) as folder:
+    with run_folder(options) as folder:
         asks_teacher = objective.uses_features or objective.uses_teacher_logits
         inputs = agreed(lambda: load_inputs(options, needs_teacher=asks_teacher))
-        _tell(inputs, options, say)
+        say(_beginning(inputs, options))
         choice = Choice([], f"objective {objective.name} takes none")
         if objective.uses_features:
-            choice = choose(options, inputs, device, folder)
+            choice = _choose(options, inputs, device, folder)
         say(f"layers: {choice.how}")
-        cache = options.cache_dir or (folder / "cache" if options.cache else None)
-        result = distill(
-            inputs.student.model,
-            inputs.teacher and inputs.teacher.model,
-            inputs.train,
-            pairs=choice.pairs or None,
-            objective=objective,
-            val=inputs.val,
-            device=device,
-            cache_dir=cache,
-            checkpoint_dir=folder / "checkpoints",
-            progress=not options.quiet,
-            **{name: getattr(options, name) for name in RECIPE},
-        )
-        if getattr(objective, "uses_teacher_head", False):
-            say("student.pt holds the student, a projector and the teacher's head: WithTeacherHead")
+        given = {
+            "student": inputs.student.model,
+            "teacher": inputs.teacher and inputs.teacher.model,
+            "train": inputs.train,
+            "val": inputs.val,
+            "pairs": choice.pairs or None,
+            "objective": objective,
+            "device": device,
+            "cache_dir": options.cache_dir or (folder / "cache" if options.cache else None),
+            "checkpoint_dir": folder / "checkpoints",
+            "progress": not options.quiet,
+        }
+        result = distill(**options_of(distill, options) | given)
         summary = _summary(options, inputs, choice, objective, result)
         agreed(lambda: _write(folder, result, summary), first_only=True)
-    return Distilled(folder, result, summary)
+    if getattr(objective, "uses_teacher_head", False):
+        say("student.pt holds the student, a projector and the teacher's head: WithTeacherHead")
+    say(_end(summary, folder))
 
 
 def _checked_objective(options: argparse.Namespace) -> Any:
@@ -104,55 +77,123 @@ def _checked_objective(options: argparse.Namespace) -> Any:
         options.layers = ["auto"]
     elif options.layers is not None and options.pairs is not None:
         raise ValueError("--layers and --pairs exclude each other: pairs name the layers")
-    names = {field.name for field in fields(Recipe)} & set(RECIPE)
-    Recipe(**{name: getattr(options, name) for name in names}).training_order(objective)
+    numbers = {field.name: getattr(options, field.name, None) for field in fields(Recipe)}
+    Recipe(**numbers).training_order(objective)
     return objective
 
 
-@contextmanager
-def _results_folder(options: argparse.Namespace) -> Iterator[Path]:
-    """Folder of the results: made by the first process, or that of the run that goes on."""
-    name, is_new = agreed(lambda: _opened(options), first_only=True)
-    folder = Path(name)
-    try:
-        yield folder
-    except ERRORS:
-        if is_new and world().is_first:
-            files = [path for path in folder.rglob("*") if path.is_file()]
-            if files == [folder / CONFIG]:
-                shutil.rmtree(folder)
-        raise
+# ---- objective -----------------------------------------------------------------------------------
 
 
-def _opened(options: argparse.Namespace) -> tuple[str, bool]:
-    settings, there = settings_of(options), options.out is not None and Path(options.out).exists()
-    if options.resume and options.out is None:
-        raise ValueError("--resume needs --out, the folder of the run")
-    if there and not options.resume:
-        raise ValueError(f"{options.out} is there already: give another --out, or --resume")
-    if there:
-        folder = Path(options.out)
-        visible = [path.name for path in folder.iterdir() if not path.name.startswith(".")]
-        if CONFIG in visible:
-            check_same(folder / CONFIG, settings)
-        elif visible:  # a run that was killed at once has left nothing
-            raise ValueError(f"{folder} is no folder of a run: it has no {CONFIG}")
+def objective_of(name: str, settings: Sequence[str] = ()) -> Any:
+    """Make the objective of a name, with options in text, in the form of their type.
+
+    Examples
+    --------
+    >>> objective_of("kd", ["temperature=2"])
+    LogitDistillation(temperature=2.0, ce_weight=0.1, kd_weight=0.9)
+    """
+    kind = OBJECTIVES[name]
+    hints = get_type_hints(kind)
+    types = {field.name: hints[field.name] for field in fields(kind)}
+    values: dict[str, Any] = {}
+    for text in settings:
+        option, equals, value = text.partition("=")
+        if not equals:
+            raise ValueError(f"--set takes NAME=VALUE; got {text!r}")
+        if option not in types:
+            known = ", ".join(types) or "no options"
+            raise ValueError(f"--set: objective {name!r} has {known}; got {option!r}")
+        if option in values:
+            raise ValueError(f"--set: {option} is there more than once")
+        values[option] = _value(option, types[option], value)
+    return kind(**values)
+
+
+def _value(option: str, kind: type, text: str) -> Any:
+    if kind is str:
+        return text
+    if kind is bool and text in ("true", "false"):
+        return text == "true"
+    with suppress(ValueError):
+        if kind is float and math.isfinite(float(text)):
+            return float(text)
+    wanted = "true or false" if kind is bool else "a finite number"
+    raise ValueError(f"--set: {option} must be {wanted}; got {text!r}")
+
+
+# ---- layers --------------------------------------------------------------------------------------
+
+
+def _choose(options: argparse.Namespace, inputs: Inputs, device: Any, folder: Path) -> Choice:
+    """Pair layers as the options ask for it; called by every process."""
+    if options.pairs is not None:
+        return Choice(named_pairs(options.pairs), "pairs by hand")
+    teacher, student = inputs.teacher.model, inputs.student.model
+    example = torch.stack([inputs.train[i][0] for i in range(min(2, len(inputs.train)))])
+    settings = None
+    if options.layers == ["auto"]:
+        pair_layers([str(i) for i in range(options.k)], student, example)  # too many? now, not late
+        by = RULES.get(options.by, options.by)
+        scores = _kept_scores(options, inputs, device, folder, by)
+        layers, settings = scores.select(options.k, by=by), scores.settings
+        how = f"the {len(layers)} of highest {options.by}"
+    elif len(options.layers) == 1 and options.layers[0] in EVENLY:
+        place = EVENLY[options.layers[0]]
+        layers = choose_layers(teacher, example, options.k, how=place)
+        how = f"{len(layers)}, {place.replace('_', ' ')}"
     else:
-        folder = new_folder(options.out, "geomkd-distill")
-    with atomic_write(folder / CONFIG) as file:
-        file.write(b"# geomkd distill --config THIS_FILE --out FOLDER repeats the run.\n")
-        file.write(as_toml(settings).encode())
-    return str(folder), not there
+        layers, how = options.layers, "layers by name"
+    return Choice(pair_layers(layers, student, example), how, settings)
 
 
-def _tell(inputs: Inputs, options: argparse.Namespace, say: Callable[[str], Any]) -> None:
-    if inputs.teacher is not None:
-        say(f"teacher: {inputs.teacher.story}")
-    say(f"student: {inputs.student.story}")
-    say(f"data: {options.data}, {len(inputs.train)} images of {inputs.n_classes} classes")
+def named_pairs(texts: list[str]) -> list[tuple[str, str]]:
+    """Pairs of names from ``"teacher layer:student layer"``.
+
+    Examples
+    --------
+    >>> named_pairs(["layer1.0:layer1.1"])
+    [('layer1.0', 'layer1.1')]
+    """
+    pairs = [tuple(text.split(":")) for text in texts]
+    for text, pair in zip(texts, pairs, strict=True):
+        if len(pair) != 2 or not all(pair):
+            raise ValueError(f"--pairs takes TEACHER_LAYER:STUDENT_LAYER; got {text!r}")
+    return pairs
+
+
+def _kept_scores(
+    options: argparse.Namespace, inputs: Inputs, device: Any, folder: Path, by: Any
+) -> LayerScores:
+    """Scores of the teacher on the training data, from the folder if they are there."""
+    path = folder / "scores.npz"
+    if agreed(path.exists, first_only=True):
+        return agreed(lambda: LayerScores.load(path))
+    given = {"samples": options.samples, "seed": options.seed, "memory": options.memory}
+    given |= {"device": device, "progress": not options.quiet}
+    scores = score_layers(inputs.teacher.model, inputs.train, **given)
+    if scores.settings["partial"]:
+        raise KeyboardInterrupt
+
+    def write() -> None:
+        write_frame(folder / "layers.csv", scores.to_frame())
+        write_picture(folder / "layers.png", scores.plot(k=options.k, by=by))
+        scores.save(path)  # last: where it is, the others are
+
+    agreed(write, first_only=True)
+    return scores
+
+
+# ---- what is told and written --------------------------------------------------------------------
+
+
+def _beginning(inputs: Inputs, options: argparse.Namespace) -> str:
+    lines = [f"teacher: {inputs.teacher.story}"] if inputs.teacher is not None else []
+    lines += [f"student: {inputs.student.story}"]
+    lines += [f"data: {options.data}, {len(inputs.train)} images of {inputs.n_classes} classes"]
     if inputs.val is not None:
-        say(f"validation: {_validation_name(options)}, {len(inputs.val)} images")
-    say(f"images: {inputs.images}")
+        lines += [f"validation: {_validation_name(options)}, {len(inputs.val)} images"]
+    return "\n".join([*lines, f"images: {inputs.images}"])
 
 
 def _validation_name(options: argparse.Namespace) -> str | None:
@@ -183,7 +224,7 @@ def _summary(
         "data": options.data,
         "validation": _validation_name(options),
         "images": inputs.images,
-        "objective": described(objective),
+        "objective": {"name": objective.name, **asdict(objective)},
         "layers": [teacher for teacher, _ in choice.pairs],
         "layers_are": choice.how,
         "pairs": choice.pairs,
@@ -202,3 +243,23 @@ def _write(folder: Path, result: DistillationResult, summary: dict[str, Any]) ->
     write_picture(folder / "training.png", result.plot())
     result.save(folder / "student.pt")
     write_json(folder / "summary.json", summary)
+
+
+def _end(summary: dict[str, Any], folder: Path) -> str:
+    text = f"\n{pairs_table(summary['pairs'])}\n" if summary["pairs"] else ""
+    settings = ", ".join(f"{k} {v}" for k, v in summary["objective"].items() if k != "name")
+    text += f"\nobjective: {summary['objective']['name']}{' with ' if settings else ''}{settings}\n"
+    last, best = summary["last_epoch"], summary["best_validation_epoch"]
+    text += f"last epoch, {last['epoch']}: training accuracy {last['train_accuracy']:.1%}"
+    if best is not None:
+        text += f", validation accuracy {last['val_accuracy']:.1%}\n"
+        text += f"best validation epoch, {best['epoch']}: {best['val_accuracy']:.1%}"
+    text += f"\n{summary['seconds_of_all_epochs']:.0f} s of training; wrote student.pt, "
+    return f"{text}history.csv,\ntraining.png, summary.json and config.toml to {folder}"
+
+
+def pairs_table(pairs: Sequence[tuple[str, str]]) -> str:
+    """Teacher and student layers side by side, as text."""
+    rows = [("teacher layer", "student layer"), *pairs]
+    width = max(len(teacher) for teacher, _ in rows) + 2
+    return "\n".join(f"{teacher:<{width}}{student}" for teacher, student in rows)

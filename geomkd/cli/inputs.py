@@ -1,71 +1,78 @@
-"""Teacher, student and data of a distillation, as its options name them."""
+"""What options name: networks and data."""
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
+import pickle
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from geomkd.cli.loading import Loaded, load_data, load_model
 from geomkd.common.randomness import seeded
+from geomkd.datasets import load_folder, open_dataset
+
+PREFIXES = ("_orig_mod.", "module.")  # that torch.compile and data-parallel wrappers add
+
+
+class Loaded(NamedTuple):
+    """A network with what is known of it."""
+
+    model: nn.Module
+    transform: Callable[[Any], Tensor] | None  # that belongs to published weights
+    story: str  # where network and weights come from, for the output
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a distillation starts from.
-
-    Attributes
-    ----------
-    student, teacher : Loaded
-        ``teacher`` is None where the objective asks for none.
-    train, val : Dataset
-        ``val`` is None where there is no validation.
-    n_classes : int
-        Of the training data.
-    images : str
-        What is done to an image, in words.
-    """
+    """What a distillation starts from."""
 
     student: Loaded
-    teacher: Loaded | None
+    teacher: Loaded | None  # None where the objective asks for none
     train: Dataset
     val: Dataset | None
-    n_classes: int
-    images: str
+    n_classes: int  # of the training data
+    images: str  # what is done to an image, in words
 
 
 def load_inputs(options: argparse.Namespace, *, needs_teacher: bool) -> Inputs:
-    """Load what the options name.
+    """Load what the options of a distillation name.
 
     Weights come first, for their own transform of the images; networks without weights last, for
     they have as many logits as the data has classes.
-
-    Raises
-    ------
-    ValueError, TypeError, OSError
-        An option that is missing, or what it names cannot be had.
     """
     roles = ("teacher", "student") if needs_teacher else ("student",)
     for name in (*roles, "data"):
         if getattr(options, name) is None:
             raise ValueError(f"--{name} is needed, on the command line or in a --config file")
-    with_weights = {
-        role: _named(role, options)
-        for role in roles
-        if getattr(options, f"{role}_weights") is not None
-    }
-    source = next((m for m in with_weights.values() if m.transform is not None), None)
-    source = source or Loaded(nn.Identity(), None, "")
-    train, images = _data(options.data, options.split, "--split", source, options)
-    n_classes = n_classes_of(train)
-    val = _validation(options, source, train)
-    models = {role: with_weights.get(role) or _named(role, options, n_classes) for role in roles}
+
+    def network(role: str, n_classes: int | None = None) -> Loaded:
+        known = {"weights": getattr(options, f"{role}_weights"), "seed": options.seed}
+        return load_model(getattr(options, role), option=role, n_classes=n_classes, **known)
+
+    def data(path: str, split: str | None, option: str) -> tuple[Dataset, str]:
+        return load_data(path, source, split=split, option=option, **images_of(options))
+
+    weighted = [role for role in roles if getattr(options, f"{role}_weights") is not None]
+    models = {role: network(role) for role in weighted}
+    source = next((m for m in models.values() if m.transform), Loaded(nn.Identity(), None, ""))
+    train, images = data(options.data, options.split, "split")
+    val, n_classes = None, n_classes_of(train)
+    if options.val_data is not None or options.val_split is not None:
+        val, _ = data(options.val_data or options.data, options.val_split, "val-split")
+        ours, theirs = _class_names(train), _class_names(val)
+        if ours and theirs and ours != theirs:
+            raise ValueError(
+                f"training and validation data must have the same classes; got {ours} and {theirs}"
+            )
+    models |= {role: network(role, n_classes) for role in roles if role not in models}
     return Inputs(models["student"], models.get("teacher"), train, val, n_classes, images)
 
 
@@ -74,54 +81,188 @@ def n_classes_of(data: Any) -> int:
     return len(_class_names(data) or ()) or int(torch.as_tensor(data.targets).max()) + 1
 
 
-def fresh(name: str, n_classes: int, seed: int) -> Loaded:
-    """Build a model of random weights; a classifier of torchvision's with ``n_classes`` logits."""
-    source, _, rest = name.partition(":")
-    if source == "torchvision":
-        try:
-            from torchvision import models
-        except ModuleNotFoundError:
-            return load_model(name, seed=seed)  # which says what to install
-        if rest in models.list_models(module=models):
-            with seeded(seed):
-                model = models.get_model(rest, weights=None, num_classes=n_classes)
-            return Loaded(model, None, f"{name}, {n_classes} classes, weights random, seed {seed}")
-    return load_model(name, seed=seed)
-
-
-def _named(role: str, options: argparse.Namespace, n_classes: int | None = None) -> Loaded:
-    name, weights = getattr(options, role), getattr(options, f"{role}_weights")
-    try:
-        if n_classes is not None:
-            return fresh(name, n_classes, options.seed)
-        return load_model(name, weights=weights, seed=options.seed)
-    except (ValueError, TypeError) as error:
-        raise type(error)(str(error).replace("--model", f"--{role}", 1)) from None
-
-
-def _data(
-    path: str, split: str | None, option: str, source: Loaded, options: argparse.Namespace
-) -> tuple[Dataset, str]:
-    if split is not None and Path(path).is_dir() and any(e.is_dir() for e in os.scandir(path)):
-        raise ValueError(f"{option} is for arrays; {path} is a folder of class folders")
-    given = {"image_size": options.image_size, "mean": options.mean, "std": options.std}
-    if options.image_size is not None and not Path(path).is_dir():
-        raise ValueError(f"--image-size is for folders of images; got {path}")
-    return load_data(path, source, split=split, **given)
-
-
-def _validation(options: argparse.Namespace, source: Loaded, train: Dataset) -> Dataset | None:
-    path, split = options.val_data, options.val_split
-    if path is None and split is None:
-        return None
-    val, _ = _data(path or options.data, split, "--val-split", source, options)
-    ours, theirs = _class_names(train), _class_names(val)
-    if ours and theirs and ours != theirs:
-        raise ValueError(
-            f"training and validation data must have the same classes; got {ours} and {theirs}"
-        )
-    return val
-
-
 def _class_names(data: Any) -> list[str] | None:
     return getattr(getattr(data, "data", data), "classes", None)
+
+
+# ---- networks ------------------------------------------------------------------------------------
+
+
+def load_model(
+    name: str,
+    *,
+    weights: str | os.PathLike | None = None,
+    seed: int = 0,
+    n_classes: int | None = None,
+    option: str = "model",
+) -> Loaded:
+    """Build a network and fill it with weights from a file, or by a seed.
+
+    Parameters
+    ----------
+    name : str
+        ``torchvision:resnet34`` (any of torchvision's), or ``package.module:factory`` for a
+        callable without arguments that is found from the current folder too.
+    weights : path, optional
+        A file of a state dict, by itself or under "state_dict" or "model"; read without unpickling
+        objects. Of torchvision's models the number of classes is taken from it.
+    seed : int
+        Seeds the initial weights.
+    n_classes : int, optional
+        Logits of a classifier of torchvision's without weights.
+    option : str
+        That named it, for errors.
+
+    Raises
+    ------
+    ValueError
+        A name of another form, an unknown model, weights that do not fit.
+    TypeError
+        A factory that does not make a module.
+    """
+    source, colon, rest = name.partition(":")
+    if not (colon and source and rest):
+        raise ValueError(
+            f"--{option} must be torchvision:NAME or package.module:factory; got {name!r}"
+        )
+    state = None if weights is None else read_state_dict(weights)
+    with seeded(seed):
+        if source == "torchvision":
+            model, transform, how = _torchvision(rest, state, n_classes)
+            how += f"weights random, seed {seed}"
+        else:
+            model, transform = _from_factory(source, rest, f"--{option} {name}"), None
+            how = "weights as its factory made it"
+    if state is None:
+        return Loaded(model, None, f"{name}, {how}")
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise ValueError(f"{weights} does not fit {name}: {error}") from None
+    return Loaded(model, transform, f"{name}, weights {weights}")
+
+
+def read_state_dict(path: str | os.PathLike) -> dict[str, Tensor]:
+    """Read names and tensors from a file of weights, by themselves or under a key, on the host."""
+    try:
+        state = torch.load(path, map_location=torch.empty(0).device, weights_only=True)
+    except (pickle.UnpicklingError, EOFError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{path} is no file of weights: {reason}") from None
+    for key in ("state_dict", "model"):
+        if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
+            state = state[key]
+    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise ValueError(f"{path} must hold a state dict, names and tensors; it holds none")
+    for prefix in PREFIXES:
+        if state and all(key.startswith(prefix) for key in state):
+            state = {key.removeprefix(prefix): value for key, value in state.items()}
+    return dict(state)
+
+
+def _torchvision(
+    name: str, state: Mapping[str, Tensor] | None, n_classes: int | None
+) -> tuple[nn.Module, Any, str]:
+    """Return the model, the transform of its published weights, and its classes in words."""
+    try:
+        from torchvision import models
+    except ModuleNotFoundError as error:
+        raise ImportError("this needs torchvision: pip install geomkd[vision]") from error
+    try:
+        published = models.get_model_weights(name).DEFAULT
+    except ValueError:
+        close = ", ".join(n for n in models.list_models() if n.startswith(name[:3])) or "none"
+        message = f"torchvision has no model {name!r}; names that begin alike: {close}"
+        raise ValueError(message) from None
+    if state is None:
+        if n_classes is None or name not in models.list_models(module=models):
+            return models.get_model(name, weights=None), None, ""
+        model = models.get_model(name, weights=None, num_classes=n_classes)
+        return model, None, f"{n_classes} classes, "
+    heads = [value for key, value in state.items() if key.endswith("weight") and value.ndim >= 2]
+    if not heads:
+        raise ValueError(f"the weights of {name!r} hold no matrix: not a state dict of a network")
+    n_classes = len(heads[-1])
+    own = n_classes == len(published.meta.get("categories", ()))
+    model = models.get_model(name, weights=None, num_classes=n_classes)
+    return model, published.transforms() if own else None, ""
+
+
+def _from_factory(module: str, factory: str, which: str) -> nn.Module:
+    if "" not in sys.path and os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        make = getattr(importlib.import_module(module), factory)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"{which} cannot be found: {error}") from None
+    model = make()
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"{which} must make a torch.nn.Module; got {type(model).__name__}")
+    return model
+
+
+# ---- data ----------------------------------------------------------------------------------------
+
+
+def images_of(options: argparse.Namespace) -> dict[str, Any]:
+    """Options of the images, as `load_data` takes them."""
+    return {name: getattr(options, name) for name in ("image_size", "mean", "std")}
+
+
+def load_data(
+    path: str | os.PathLike,
+    loaded: Loaded,
+    *,
+    split: str | None = None,
+    option: str = "split",
+    image_size: int | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> tuple[Dataset, str]:
+    """Open a data set as a model expects it; the data, and what is done to an image, in words.
+
+    Without ``mean``, ``std`` and ``image_size`` the weights' own transform is used where there is
+    one; else images are scaled to [0, 1] alone. ``option`` is that of the split, for errors.
+    """
+    is_folder = Path(path).is_dir()
+    has_folders = is_folder and any(entry.is_dir() for entry in os.scandir(path))
+    if split is not None and has_folders:
+        raise ValueError(f"--{option} is for arrays; {path} is a folder of class folders")
+    if image_size is not None and not is_folder:
+        raise ValueError(f"--image-size is for folders of images; got {path}")
+    given = {"image_size": image_size, "mean": mean, "std": std}
+    given = {key: value for key, value in given.items() if value is not None}
+    options = {} if split is None else {"split": split}
+    if given or loaded.transform is None:
+        words = ", ".join(f"{key} {value}" for key, value in given.items())
+        data = open_dataset(path, **options, **given)
+        return data, f"scaled to [0, 1]{'; ' if words else ''}{words}"
+    words = f"the weights' own: {' '.join(str(loaded.transform).split())}"
+    if has_folders:
+        return load_folder(path, transform=loaded.transform), words
+    return Transformed(open_dataset(path, **options), loaded.transform), words
+
+
+class Transformed(Dataset):
+    """A data set of (image, label) with a transform of the images.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch.utils.data import TensorDataset
+    >>> data = TensorDataset(torch.ones(2, 3), torch.tensor([0, 1]))
+    >>> Transformed(data, lambda image: image * 2)[0][0]
+    tensor([2., 2., 2.])
+    """
+
+    def __init__(self, data: Any, transform: Callable[[Any], Tensor]) -> None:
+        self.data, self.transform = data, transform
+        if hasattr(data, "targets"):
+            self.targets = data.targets
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Any]:
+        image, label = self.data[index]
+        return self.transform(image), label

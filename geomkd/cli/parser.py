@@ -1,23 +1,31 @@
-"""Options of the command line; those of ``distill`` may come from a TOML file as well."""
+"""Options of the command line; those of ``distill`` may come from a TOML file as well.
+
+An option that a function has a parameter of the same name for takes its type and default from it.
+"""
 
 from __future__ import annotations
 
 import argparse
 import os
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from inspect import signature
+from typing import Any, NoReturn
 
 from geomkd import __version__
 from geomkd.cli.config import arguments_of
+from geomkd.distillation import distill
 from geomkd.distillation.rivals import OBJECTIVES
 from geomkd.distillation.running.recipe import PRECISIONS
 from geomkd.distillation.running.teacher import CACHE_DTYPES
-from geomkd.measures.table import NAMES, QUALITY
-from geomkd.quickstart import STUDENT_EPOCHS
+from geomkd.measures.quality import TERMS
+from geomkd.measures.table import NAMES
+from geomkd.scoring.layer_scores import LayerScores
+from geomkd.scoring.rules import RULES
+from geomkd.scoring.score_layers import score_layers
 
-BY = ("quality", "separation", "information", "efficiency", "sqrt_si")
 MODEL = "torchvision:NAME or package.module:factory"
 DATA = "FILE.npz, a folder of class folders, or of IDX files"
+WEIGHTS = "file of a state dict (default: random weights)"
 
 
 class Parser(argparse.ArgumentParser):
@@ -28,15 +36,8 @@ class Parser(argparse.ArgumentParser):
         raise ValueError(f"{message} ({self.prog} --help tells the options)")
 
 
-def parsed(arguments: Sequence[str], **runs: Callable) -> argparse.Namespace:
+def parsed(arguments: Sequence[str]) -> argparse.Namespace:
     """Parse a command line; where it names a ``--config``, options in it come before its own.
-
-    Parameters
-    ----------
-    arguments : sequence of str
-        Without the name of the program.
-    **runs : callable
-        What each command is run by.
 
     Raises
     ------
@@ -58,86 +59,107 @@ def parsed(arguments: Sequence[str], **runs: Callable) -> argparse.Namespace:
         options = parser.parse_args([command, *arguments_of(own.config, distill), *rest])
         if own.layers is not None or own.pairs is not None:  # either overrides both
             options.layers, options.pairs = own.layers, own.pairs
-    options.run, options.arguments = runs[options.command], list(arguments)
+    options.arguments = list(arguments)
     return options
 
 
+def options_of(function: Callable, options: argparse.Namespace) -> dict[str, Any]:
+    """Options that are parameters of a function, where they have a value."""
+    known = signature(function).parameters
+    return {k: v for k, v in vars(options).items() if k in known and v is not None}
+
+
+def _adder(parser: argparse.ArgumentParser, function: Callable) -> Callable[..., None]:
+    """Make an ``add_argument`` that knows a function's defaults, and tells them in the help."""
+    parameters = signature(function).parameters
+    known = {n: p.default for n, p in parameters.items() if p.default not in (p.empty, None, ())}
+
+    def add(flag: str, help: str = "", **options: Any) -> None:
+        default = known.get(flag.removeprefix("--").replace("-", "_"))
+        if isinstance(default, bool):
+            options = {"action": argparse.BooleanOptionalAction, "default": default} | options
+        elif default is not None:
+            kind = {"type": type(default)} if isinstance(default, int | float) else {}
+            options = {"default": default} | kind | options
+            listed = " ".join(default) if isinstance(default, tuple) else default
+            help = f"{help} (default: {listed})" if help else f"default: {listed}"
+        parser.add_argument(flag, help=help, **options)
+
+    return add
+
+
 def _quickstart(commands: argparse._SubParsersAction) -> None:
+    from geomkd.quickstart import quickstart
+
     start = commands.add_parser(
         "quickstart", help="a teacher, its ranked layers and students, on bundled digits"
     )
-    start.add_argument("--seeds", type=int, default=3, help="students of each method (default: 3)")
-    start.add_argument(
-        "--epochs", type=int, default=STUDENT_EPOCHS, help="of a student (default: %(default)s)"
-    )
-    _add_common(start)
+    add = _adder(start, quickstart)
+    add("--seeds", "students of each method")
+    add("--epochs", "of a student")
+    _add_common(start, quickstart)
 
 
 def _score(commands: argparse._SubParsersAction) -> None:
     score = commands.add_parser("score", help="rank the layers of a model of yours")
-    add = score.add_argument
-    add("--model", required=True, help=MODEL)
-    add("--weights", help="file of a state dict; without it the weights are random")
-    add("--data", required=True, help=DATA)
+    add = _adder(score, score_layers)
+    add("--model", MODEL, required=True)
+    add("--weights", WEIGHTS)
+    add("--data", DATA, required=True)
     _add_images(score)
-    add("--layers", nargs="+", help="names of modules (default: blocks, activations, head input)")
-    add("--definition", default="published", help="published (default) or robust")
-    add("--pool", default="flatten", help="flatten (default), mean, max, cls or published")
-    add("--measures", nargs="+", default=[QUALITY], help=f"of {', '.join(NAMES)}")
-    add("--subsamples", type=int, default=50, help="half-samples behind the ranks (default: 50)")
-    add("--sweep", type=int, nargs="+", default=[], help="smaller sample sizes to score beside")
+    add("--layers", "names of modules (default: blocks, activations, head input)", nargs="+")
+    add("--definition", "published or robust")
+    add("--pool", "flatten, mean, max, cls or published")
+    add("--measures", f"of {', '.join(NAMES)}", nargs="+")
+    add("--subsamples", "half-samples behind the ranks")
+    add("--sweep", "smaller sample sizes to score beside", type=int, nargs="+")
     _add_scoring(score)
-    add("--by", help="score to select by, or sqrt_si, or loes (default: quality or the first)")
-    add("--device", help="where to run (default: where the model is)")
-    _add_common(score)
+    add("--by", "score to select by, or sqrt_si, or loes (default: quality or the first)")
+    add("--device", "where to run (default: where the model is)")
+    _add_common(score, score_layers)
 
 
 def _distill(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
-    distill = commands.add_parser("distill", help="train a student of a teacher of yours")
-    add = distill.add_argument
-    add("--config", metavar="FILE.toml", help="options by their names; the command line overrides")
-    add("--teacher", help=MODEL)
-    add("--teacher-weights", type=os.path.abspath, help="file of a state dict (default: random)")
-    add("--student", help=MODEL)
-    add("--student-weights", type=os.path.abspath, help="file of a state dict (default: random)")
-    add("--data", type=os.path.abspath, help=DATA)
-    _add_images(distill)
-    add("--val-data", type=os.path.abspath, help="validation data (default: none)")
-    add("--val-split", help="which arrays of --val-data, or without it of --data, to validate on")
-    add("--objective", choices=OBJECTIVES, default="features", help="default: features")
-    add("--set", nargs="+", metavar="NAME=VALUE", help="options of the objective")
-    add(
-        "--layers", nargs="+", help="of the teacher: auto (by scores, default), even, last or names"
+    parser = commands.add_parser("distill", help="train a student of a teacher of yours")
+    add = _adder(parser, distill)
+    path = os.path.abspath
+    add("--config", "options by their names; the command line overrides", metavar="FILE.toml")
+    for role in ("teacher", "student"):
+        add(f"--{role}", MODEL)
+        add(f"--{role}-weights", WEIGHTS, type=path)
+    add("--data", DATA, type=path)
+    _add_images(parser)
+    add("--val-data", "validation data (default: none)", type=path)
+    add("--val-split", "which arrays of --val-data, or without it of --data, to validate on")
+    add("--objective", choices=OBJECTIVES)
+    add("--set", "options of the objective", nargs="+", metavar="NAME=VALUE")
+    add("--layers", "of the teacher: auto (by scores, default), even, last or names", nargs="+")
+    add("--pairs", "of teacher and student layers, in place of --layers", nargs="+", metavar="T:S")
+    _add_scoring(parser)
+    by = (*TERMS, *RULES)
+    add("--by", "score to select by (default: quality)", choices=by, default="quality")
+    add("--epochs")
+    add("--batch-size", "over all processes")
+    add("--accumulate", "parts of a process's batch")
+    add("--lr", "largest rate of the cycle")
+    add("--weight-decay")
+    add("--clip-norm", "of the gradients of backbone and projectors", type=float)
+    add("--head-clip-norm", "of the head's gradients (default: --clip-norm)", type=float)
+    add("--precision", choices=PRECISIONS)
+    add("--compile", "the student")
+    add("--channels-last", "memory format of images")
+    boolean = argparse.BooleanOptionalAction
+    add("--cache", "teacher features", action=boolean, default=False)
+    add("--cache-dir", "where to (default: under the results)", type=path)
+    add("--cache-dtype", "default: the teacher's", choices=[*filter(None, CACHE_DTYPES)])
+    add("--checkpoint-steps", "checkpoints between those of the epochs", type=int)
+    add("--log-dir", "folder for TensorBoard's scalars", type=path)
+    add("--device", "where to run (default: this process's accelerator, if there is one)")
+    parser.add_argument(
+        "--resume", action="store_true", help="go on where the run in --out was, or begin it"
     )
-    add(
-        "--pairs", nargs="+", metavar="T:S", help="teacher and student layers, in place of --layers"
-    )
-    _add_scoring(distill)
-    add("--by", choices=BY, default="quality", help="score to select by")
-    _add_training(distill)
-    add("--cache", action=argparse.BooleanOptionalAction, default=False, help="teacher features")
-    add("--cache-dir", type=os.path.abspath, help="where to (default: under the results)")
-    add("--cache-dtype", choices=[*filter(None, CACHE_DTYPES)], help="default: the teacher's")
-    add("--checkpoint-steps", type=int, help="checkpoints between those of the epochs")
-    add("--log-dir", type=os.path.abspath, help="folder for TensorBoard's scalars")
-    add("--device", help="where to run (default: this process's accelerator, if there is one)")
-    add("--resume", action="store_true", help="go on where the run in --out was, or begin it")
-    _add_common(distill)
-    return distill
-
-
-def _add_training(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("--epochs", type=int, default=50, help="default: 50")
-    add("--batch-size", type=int, default=128, help="over all processes (default: 128)")
-    add("--accumulate", type=int, default=1, help="parts of a process's batch (default: 1)")
-    add("--lr", type=float, default=0.0075, help="largest rate of the cycle (default: 0.0075)")
-    add("--weight-decay", type=float, default=0.01, help="default: 0.01")
-    add("--clip-norm", type=float, help="of the gradients of backbone and projectors")
-    add("--head-clip-norm", type=float, help="of the head's gradients (default: --clip-norm)")
-    add("--precision", choices=PRECISIONS, default="fp32", help="default: fp32")
-    for name, text in (("compile", "the student"), ("channels-last", "memory format of images")):
-        add(f"--{name}", action=argparse.BooleanOptionalAction, default=False, help=text)
+    _add_common(parser, distill)
+    return parser
 
 
 def _add_images(parser: argparse.ArgumentParser) -> None:
@@ -149,14 +171,14 @@ def _add_images(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_scoring(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("--samples", type=int, default=5000, help="most images that are scored (default: 5000)")
-    add("--k", type=int, default=4, help="layers to select (default: 4)")
-    add("--memory", default="2GB", help="most memory of scoring beside model and data (2GB)")
+    add = _adder(parser, score_layers)
+    add("--samples", "most images that are scored")
+    _adder(parser, LayerScores.select)("--k", "layers to select")
+    add("--memory", "most memory of scoring beside model and data")
 
 
-def _add_common(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("--out", help="new folder for the results")
-    add("--seed", type=int, default=0, help="default: 0")
-    add("--quiet", action=argparse.BooleanOptionalAction, default=False, help="no progress bars")
+def _add_common(parser: argparse.ArgumentParser, function: Callable) -> None:
+    _adder(parser, function)("--seed")
+    parser.add_argument("--out", help="new folder for the results")
+    quiet = {"action": argparse.BooleanOptionalAction, "default": False}
+    parser.add_argument("--quiet", help="no progress bars", **quiet)

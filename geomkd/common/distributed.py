@@ -5,11 +5,21 @@ from __future__ import annotations
 import atexit
 import gc
 import os
-from collections.abc import Iterable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple, TypeVar
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
+
+T = TypeVar("T")
+ERRORS = (
+    ValueError,
+    TypeError,
+    OSError,
+    ImportError,
+    RuntimeError,
+)  # whose text says what is wrong
 
 
 class World(NamedTuple):
@@ -65,6 +75,56 @@ def gathered(value: Any) -> list[Any]:
     values = [None] * size
     dist.all_gather_object(values, value)
     return values
+
+
+def agreed(act: Callable[[], T], *, first_only: bool = False) -> T:
+    """Act in every process, or in the first alone; what one of them raises, all raise.
+
+    Parameters
+    ----------
+    act : callable
+        Without arguments, and without collective operations.
+    first_only : bool
+        Act in the first process, and return its value in all.
+
+    Examples
+    --------
+    >>> agreed(lambda: 3)
+    3
+    """
+    value, error = None, None
+    if world().is_first or not first_only:
+        try:
+            value = act()
+        except ERRORS as raised:
+            error = raised
+    told = gathered((value if first_only else None, error and str(error)))
+    if error is not None:
+        raise error
+    for _, message in told:
+        if message is not None:
+            raise ValueError(message)
+    return told[0][0] if first_only else value
+
+
+def own_device() -> torch.device | None:
+    """Accelerator of this process, made the current one; None where there is none.
+
+    Raises
+    ------
+    ValueError
+        More processes on this host than accelerators.
+    """
+    if not torch.accelerator.is_available():
+        return None
+    number, n_devices = int(os.environ.get("LOCAL_RANK", "0")), torch.accelerator.device_count()
+    if number >= n_devices:
+        raise ValueError(
+            f"each process takes an accelerator of its own; process {number} (from 0) of this host "
+            f"finds {n_devices}: start fewer processes, or give --device"
+        )
+    torch.accelerator.set_device_index(number)
+    return torch.device(torch.accelerator.current_accelerator().type, number)
 
 
 def summed(tensor: Tensor) -> Tensor:

@@ -1,10 +1,11 @@
-"""What a run leaves behind: a new folder, JSON with machine and versions."""
+"""What a run leaves behind, and whether it is this run's: a folder, tables, JSON, pictures."""
 
 from __future__ import annotations
 
 import json
 import os
 import platform
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,19 @@ def new_folder(folder: str | os.PathLike | None, stem: str) -> Path:
             return Path(f"{stem}-{number}")
         except FileExistsError:
             number += 1
+
+
+def check_same_run(
+    path: Path, theirs: Mapping[str, Any], ours: Mapping[str, Any], *, remedy: str
+) -> None:
+    """Refuse to go on from a file of another run; ``ValueError`` names what differs."""
+    differing = [
+        f"{name} is {theirs.get(name)!r} there and {ours.get(name)!r} here"
+        for name in dict.fromkeys([*ours, *theirs])
+        if theirs.get(name) != ours.get(name)
+    ]
+    if differing:
+        raise ValueError(f"{path} belongs to another run: {'; '.join(differing)}; {remedy}")
 
 
 def machine() -> dict[str, Any]:

@@ -26,20 +26,11 @@ from geomkd.network.layers import Layer
 
 @dataclass(frozen=True)
 class Split:
-    """What of a student is trained, and where it is cut in two, if it is.
+    """What of a student is trained, and where it is cut in two, if it is."""
 
-    Attributes
-    ----------
-    cut : str or None
-        The layer behind which the head begins.
-    backbone, head : list of nn.Parameter
-        Parameters that the paired features reach, and those that the logits behind the cut reach.
-        Without a cut the first list holds both.
-    """
-
-    cut: str | None
-    backbone: list[nn.Parameter]
-    head: list[nn.Parameter]
+    cut: str | None  # the layer behind which the head begins
+    backbone: list[nn.Parameter]  # that the paired features reach; without a cut, all
+    head: list[nn.Parameter]  # that the logits behind the cut reach
 
 
 @contextmanager
@@ -48,23 +39,9 @@ def tapped(
 ) -> Iterator[dict[str, Tensor]]:
     """Live features of named layers, of every forward pass with gradients within the context.
 
-    Parameters
-    ----------
-    student : nn.Module
-        A model without wrapper.
-    names : sequence of str
-        Layers whose features are wanted, with their graph.
-    cut : str, optional
-        Layer behind which the model goes on with a detached copy.
-
-    Yields
-    ------
-    dict of str to Tensor
-        Filled as the student runs; each new call of it empties it first.
-
-    Notes
-    -----
-    The hooks stay for as long as the context lasts, and are plain enough for ``torch.compile``.
+    Behind the layer ``cut`` the student, a model without wrapper, goes on with a detached copy. The
+    features come with their graph; each new call of the student empties them first. The hooks are
+    plain enough for ``torch.compile``.
     """
     features: dict[str, Tensor] = {}
     calls: dict[str, int] = {}
@@ -78,23 +55,21 @@ def tapped(
     modules = modules_by_name(student)
 
     def hook(name: str, act: Callable[[Any], Any]) -> None:
-        """Act on the value at the named call."""
         module, is_input, number = target_of(name, modules)
         key = f"{len(handles)} {name}"
         calls[key] = 0
 
-        def at_call(value: Any) -> Any:
+        def at_call(_: nn.Module, *values: Any) -> Any:
             if not torch.is_grad_enabled():  # validation
                 return None
             calls[key] += 1
+            value = values if is_input else values[-1]  # arguments, or arguments and output
             return act(value) if calls[key] == (number or 1) else None
 
         if is_input:
-            register = module.register_forward_pre_hook
-            handles.append(register(lambda _, *value: at_call(value), with_kwargs=True))
+            handles.append(module.register_forward_pre_hook(at_call, with_kwargs=True))
         else:
-            register = module.register_forward_hook
-            handles.append(register(lambda _, args, output: at_call(output)))
+            handles.append(module.register_forward_hook(at_call))
 
     def take(name: str, value: Any) -> None:
         # A copy: an in-place operation that follows must not touch it.
@@ -119,19 +94,7 @@ def student_outputs(
     cut: str | None = None,
     forward: Forward | None = None,
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """Live features of the named layers and the logits of one batch.
-
-    Parameters
-    ----------
-    student : nn.Module
-        Run once, in the mode it is in.
-    inputs : Any
-        A batch of inputs.
-    names, cut
-        As in `tapped`.
-    forward : callable, optional
-        ``forward(student, inputs)`` for students that are not simply called.
-    """
+    """Live features of the named layers, as in `tapped`, and the logits of one batch."""
     root = unwrap(student)
     with tapped(root, names, cut=cut) as features:
         logits = first_tensor(call(root, inputs, forward))
@@ -146,20 +109,9 @@ def split_student(
     cut_head: bool = True,
     forward: Forward | None = None,
 ) -> Split:
-    """Find what of a student is trained, from a probe batch.
+    """Find what of a student is trained, from a probe batch; it stays as it is.
 
-    Parameters
-    ----------
-    student : nn.Module
-        Run in evaluation mode; parameters, gradients, buffers and random state stay as they are.
-    inputs : Any
-        A batch of inputs.
-    layers : sequence of Layer
-        The paired layers.
-    cut_head : bool
-        Whether the student is cut in two at the layer of these that is run last.
-    forward : callable, optional
-        ``forward(student, inputs)`` for students that are not simply called.
+    With ``cut_head`` it is cut in two at that of the paired layers that is run last.
 
     Raises
     ------

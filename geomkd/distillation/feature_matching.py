@@ -27,20 +27,12 @@ class Matching(nn.Module):
         by attention that is learned.
     projector : str
         A kind of `Projector`, or ``"pca"``.
-
-    Attributes
-    ----------
-    projectors : nn.ModuleList
-        One per combination.
-    combinations : list of (int, int)
-        Place of the teacher layer and of the student layer among the pairs.
-    attention : LayerAttention or None
-        The weights of the combinations.
     """
 
     def __init__(self, meeting: Meeting, *, pairing: str, projector: str) -> None:
         super().__init__()
         teachers, students = (_first_places(side) for side in zip(*meeting.pairs, strict=True))
+        # Places of a teacher layer and a student layer among the pairs.
         if pairing == "one_to_one":
             self.combinations = [(i, i) for i in range(len(meeting.pairs))]
         else:
@@ -62,15 +54,7 @@ class Matching(nn.Module):
         distance: str = "mse",
         normalize: str = "none",
     ) -> Tensor:
-        """Mean error of the combinations; with attention, the weighted sum over teacher layers.
-
-        Parameters
-        ----------
-        student_features, teacher_features : sequence of Tensor
-            Features of each pair.
-        distance, normalize
-            As in :func:`geomkd.distillation.losses.feature_error`.
-        """
+        """Mean error of the combinations; with attention, the weighted sum over teacher layers."""
         errors = [
             feature_error(
                 *projector(student_features[s], teacher_features[t]),

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import os
 import time
-import warnings
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 from tqdm import tqdm
 
 from geomkd.common.distributed import summed, take_from_first, world
@@ -23,10 +19,10 @@ from geomkd.distillation.result import DistillationResult
 from geomkd.distillation.running.batches import Batch, Batches
 from geomkd.distillation.running.checkpoint import Checkpoints
 from geomkd.distillation.running.recipe import Recipe
-from geomkd.distillation.running.run_state import Progress, config_of, restore, state_of
-from geomkd.distillation.running.setup import Networks, as_objective, join, placed
+from geomkd.distillation.running.run_state import Progress, Run, config_of, restore, state_of
+from geomkd.distillation.running.setup import as_objective, join, placed
 from geomkd.distillation.running.student_step import gradients_averaged, student_step
-from geomkd.distillation.running.teacher import CachedTeacher, LiveTeacher, teacher_of
+from geomkd.distillation.running.teacher import teacher_of
 from geomkd.distillation.running.tracking import Means, Scalars
 from geomkd.network.forward import Forward, call, evaluating, first_tensor
 
@@ -257,42 +253,6 @@ def distill(
     return DistillationResult(
         networks.student.eval(), networks.projectors, history, networks.pairs, objective.name
     )
-
-
-@dataclass
-class Run:
-    """Everything that training takes, put together by `distill`."""
-
-    networks: Networks
-    train: Batches
-    val: Batches | None
-    recipe: Recipe
-    device: torch.device
-    model: nn.Module  # StudentStep, data-parallel and compiled as may be
-    ask_teacher: LiveTeacher | CachedTeacher
-    optimisers: list[Optimizer]  # of backbone and projectors, and of the head
-    schedules: list[LRScheduler]
-    scaler: torch.amp.GradScaler
-    augment: Callable[[Any], Any] | None = None
-    channels_last: bool = False
-    scalars: Scalars | None = None
-    checkpoints: Checkpoints | None = None
-    lr: float = 0.0  # of the last step
-
-    def prepared(self, inputs: Any, *, augment: bool = False) -> Any:
-        """Bring inputs to the memory format that is asked for, and augment them."""
-        if self.channels_last and isinstance(inputs, Tensor) and inputs.ndim == 4:
-            inputs = inputs.contiguous(memory_format=torch.channels_last)
-        return self.augment(inputs) if augment and self.augment is not None else inputs
-
-    def advance(self) -> None:
-        """Move the schedules on by a step."""
-        self.lr = max(self.schedules[0].get_last_lr())
-        with warnings.catch_warnings():
-            # Under fp16 the first steps may be left out; the schedule goes on all the same.
-            warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
-            for schedule in self.schedules:
-                schedule.step()
 
 
 def fit(run: Run, progress: bool) -> DataFrame:

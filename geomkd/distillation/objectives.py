@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from geomkd.common.checks import check_choice, check_number
 from geomkd.distillation.feature_matching import PAIRINGS, Matching
 from geomkd.distillation.losses import (
     DISTANCES,
@@ -270,11 +271,7 @@ class Features(Objective):
         choices = (NORMALIZATIONS, PAIRINGS, PROJECTORS, DISTANCES)
         options = ("normalize", "pairing", "projector", "distance")
         for option, allowed in zip(options, choices, strict=True):
-            if getattr(self, option) not in allowed:
-                raise ValueError(
-                    f"{option} must be {' or '.join(map(repr, allowed))}; "
-                    f"got {getattr(self, option)!r}"
-                )
+            check_choice(getattr(self, option), option, allowed)
 
     @property
     def full_batches(self) -> bool:
@@ -308,6 +305,5 @@ def _terms(objective: Any) -> tuple[Any, ...]:
 
 
 def check_temperature(temperature: float) -> None:
-    """Refuse a temperature that is not above 0."""
-    if not temperature > 0:
-        raise ValueError(f"temperature must be above 0; got {temperature}")
+    """Check that a temperature is finite and above 0."""
+    check_number(temperature, "temperature", above=0)

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 from torch.nn.utils import skip_init
 
+from geomkd.common.checks import check_choice
 from geomkd.network.layers import Layer
 
 PROJECTORS = ("linear", "mlp", "pca", "none")
@@ -44,21 +45,8 @@ class Alignment(nn.Module):
     """Two layers' features as maps on one grid.
 
     Tokens that are the same number on both sides become a map (B, C, T, 1), a vector one of a
-    single position. Where the positions differ tokens lie on a square grid, without leading tokens
-    that do not fit, and the larger grid is average-pooled to the smaller.
-
-    Parameters
-    ----------
-    student, teacher : Layer
-        The two layers, for their kinds and shapes.
-    spatial : bool
-        Whether tokens lie on a square grid in any case.
-
-    Raises
-    ------
-    ValueError
-        A layer that is neither map, tokens nor vector, or tokens that form no square grid where one
-        is needed.
+    single position. Where the positions differ, or with ``spatial``, tokens lie on a square grid,
+    without leading tokens that do not fit, and the larger grid is average-pooled to the smaller.
     """
 
     def __init__(self, student: Layer, teacher: Layer, *, spatial: bool = False) -> None:
@@ -137,18 +125,7 @@ class Projector(nn.Module):
         reset(self.project, generator)
 
     def forward(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-        """Projected student features and their target.
-
-        Parameters
-        ----------
-        student, teacher : Tensor
-            Features of the two layers, the batch axis first.
-
-        Returns
-        -------
-        projected, target : Tensor, shape (B, C, H, W)
-            Both of the same shape, with the teacher's channels.
-        """
+        """Projected student features and their target, (B, C, H, W), C the teacher's channels."""
         student, target = self.align(student, teacher)
         return self.project(student), target
 
@@ -158,18 +135,7 @@ class PrincipalComponents(Projector):
 
     The target is the teacher's features in the basis of their first principal components over
     channels, as many as the student has channels, fitted before training on some hundred samples.
-
-    Parameters
-    ----------
-    student, teacher : Layer
-        The two layers.
-    features : Tensor
-        The teacher's features that the components are fitted on, the batch axis first.
-
-    Raises
-    ------
-    ValueError
-        As in `Projector`, or a student with more channels than the teacher.
+    A student with more channels than the teacher is refused.
     """
 
     def __init__(self, student: Layer, teacher: Layer, *, features: Tensor) -> None:
@@ -225,15 +191,7 @@ def linear_projectors(meeting: Meeting) -> nn.ModuleList:
 
 
 def to_grid(features: Tensor, kind: str) -> Tensor:
-    """Features as maps of shape (B, C, H, W).
-
-    Parameters
-    ----------
-    features : Tensor, the batch axis first
-        Maps, tokens or vectors; leading tokens outside the square grid are dropped.
-    kind : {"map", "map_last", "tokens", "vector"}
-        What the axes mean.
-    """
+    """Features as maps (B, C, H, W); leading tokens outside the square grid are dropped."""
     if kind == "tokens":
         prefix, side = _square(features.shape[1])
         return features[:, prefix:].transpose(1, 2).unflatten(2, (side, side))
@@ -275,6 +233,15 @@ def check_grid(layer: Layer) -> None:
             raise ValueError(f"layer {layer.name!r}: {error}") from None
 
 
+def check_map(layer: Layer, why: str) -> None:
+    """Refuse a layer that gives no maps; the message begins with why."""
+    if layer.kind not in ("map", "map_last"):
+        raise ValueError(
+            f"{why}; layer {layer.name!r} gives {layer.kind} features of shape "
+            f"{tuple(layer.shape)} a sample"
+        )
+
+
 def _network(kind: str, before: int, after: int) -> nn.Module:
     if kind == "none":
         return nn.Identity()
@@ -282,11 +249,7 @@ def _network(kind: str, before: int, after: int) -> nn.Module:
         return _convolution(before, after, 1)
     if kind == "hint":
         return nn.Sequential(*_unit(before, after, 1))
-    if kind not in ("mlp", "bottleneck"):
-        raise ValueError(
-            "a projector's kind must be 'linear', 'mlp', 'bottleneck', 'hint' or 'none'; "
-            f"got {kind!r}"
-        )
+    check_choice(kind, "a projector's kind", ("linear", "mlp", "bottleneck", "hint", "none"))
     middle = 2 * after if kind == "mlp" else max(1, after // 2)
     units = [*_unit(before, middle, 1), *_unit(middle, middle, 3)]
     last = _unit(middle, after, 1)

@@ -34,6 +34,7 @@ from geomkd.distillation.projectors import (
     Meeting,
     channels,
     check_grid,
+    check_map,
     make_projector,
     to_grid,
 )
@@ -285,11 +286,7 @@ class _Pooled(nn.Module):
 
 def _need_maps(objective: Objective, *pairs: tuple[Layer, Layer]) -> None:
     for layer in (layer for pair in pairs for layer in pair):
-        if layer.kind not in ("map", "map_last"):
-            raise ValueError(
-                f"objective {objective.name!r} needs maps; layer {layer.name!r} gives {layer.kind} "
-                f"features of shape {tuple(layer.shape)} a sample"
-            )
+        check_map(layer, f"objective {objective.name!r} needs maps")
 
 
 OBJECTIVES = {

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, fx, nn
 
-from geomkd.distillation.projectors import Projector, pooled_to, to_grid
+from geomkd.distillation.projectors import Projector, check_map, pooled_to, to_grid
 from geomkd.network.forward import Forward, call, evaluating, first_tensor, modules_by_name, unwrap
 from geomkd.network.hooks import features_of, target_of
 from geomkd.network.layers import Layer, describe_layers
@@ -64,11 +64,7 @@ class WithTeacherHead(nn.Module):
         (theirs,) = describe_layers(teacher, [pair[0]], example, forward=forward)
         (ours,) = describe_layers(student, [pair[1]], example, forward=forward)
         for layer in (ours, theirs):
-            if layer.kind not in ("map", "map_last"):
-                raise ValueError(
-                    f"a teacher's head is put on maps; layer {layer.name!r} gives {layer.kind} "
-                    f"features of shape {tuple(layer.shape)} a sample"
-                )
+            check_map(layer, "a teacher's head is put on maps")
         sides = [_grid(layer) for layer in (ours, theirs)]
         self.layer, self.kind, self.head_kind = ours.name, ours.kind, theirs.kind
         self.grid = tuple(map(min, *sides))
@@ -109,18 +105,7 @@ class FrozenHead(nn.Module):
 def head_behind(
     model: nn.Module, name: str, example: Any, *, forward: Forward | None = None
 ) -> nn.Module:
-    """Copy what a model does behind a layer, as a module of that layer's features.
-
-    Parameters
-    ----------
-    model : nn.Module
-        Left as it is.
-    name : str
-        A layer; of several calls of its module the only one.
-    example : Any
-        A small batch, on which the copy is compared with the model.
-    forward : callable, optional
-        ``forward(model, inputs)`` for models that are not simply called.
+    """Copy what a model does behind a layer, as a module of its features; checked on an example.
 
     Raises
     ------

@@ -86,7 +86,7 @@ def test_ctrl_c_is_130(monkeypatch, capsys):
     def interrupt(*args, **options):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("geomkd.cli.main.quickstart", interrupt)
+    monkeypatch.setattr("geomkd.quickstart.quickstart", interrupt)
     assert main(["quickstart"]) == 130
     assert capsys.readouterr().err == "geomkd quickstart: interrupted\n"
 
@@ -125,11 +125,6 @@ def test_quickstart_keeps_a_folder_that_is_there(tmp_path, capsys):
     (tmp_path / "mine").mkdir()
     assert main(["quickstart", "--out", str(tmp_path / "mine")]) == 2
     assert "File exists" in capsys.readouterr().err
-
-
-def test_layers_by_root_of_separation_and_information():
-    frame = pd.DataFrame({"separation": [0.5, -0.1], "information": [2.0, 1.0]})
-    assert quickstart.sqrt_si(frame).tolist() == [1.0, 0.0]
 
 
 def test_console_script_and_module_agree():

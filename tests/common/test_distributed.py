@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from geomkd.common.distributed import World, gathered, summed, world
+from geomkd.common.distributed import World, agreed, gathered, own_device, summed, world
 
 SIZE = 2
 
@@ -38,6 +38,25 @@ def test_share_is_every_size_th_item():
     assert World(2, 3).share([1]) == []
 
 
+def test_each_process_takes_an_accelerator_of_its_own(monkeypatch):
+    # There may be none here: "meta" stands for one of two.
+    taken = []
+    for name, value in {
+        "is_available": lambda: True,
+        "device_count": lambda: 2,
+        "current_accelerator": lambda: torch.device("meta"),
+        "set_device_index": taken.append,
+    }.items():
+        monkeypatch.setattr(torch.accelerator, name, value)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert own_device() == torch.device("meta", 1) and taken == [1]
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(ValueError, match=r"process 2 \(from 0\) of this host finds 2"):
+        own_device()
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    assert own_device() is None
+
+
 # ---- several processes ---------------------------------------------------------------------------
 
 
@@ -46,6 +65,13 @@ def gloo_threads(*, after=0.0):
     time.sleep(after)  # a thread that was joined may be listed for a moment
     names = [path.read_text() for path in Path("/proc/self/task").glob("*/comm")]
     return sum(name.startswith("pt_gloo") for name in names)
+
+
+def what_fails(act):
+    try:
+        act()
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
 
 
 def process(folder, how):
@@ -58,7 +84,18 @@ def process(folder, how):
     atexit.register(lambda: ended.write_text(f"{dist.is_initialized()} {gloo_threads(after=0.2)}"))
     here = world()
     tensor = torch.tensor([1.0, 10.0]) * (here.rank + 1)
+
+    def fail():
+        raise OSError(f"rank {here.rank}")
+
     found = {
+        "agreed": agreed(lambda: 10 + here.rank),
+        "first": agreed(lambda: 10 + here.rank, first_only=True),
+        "failed": [
+            what_fails(lambda: agreed(fail)),
+            what_fails(lambda: agreed(fail if here.rank else int)),
+            what_fails(lambda: agreed(fail, first_only=True)),
+        ],
         "world": [*here, here.is_first],
         "gathered": gathered({"rank": here.rank, "rows": "x" * here.rank}),
         "summed": summed(tensor).tolist(),
@@ -91,6 +128,10 @@ def assert_all_were_seen(folder):
         found = json.loads((folder / f"{rank}.json").read_text())
         assert found["world"] == [rank, SIZE, rank == 0]
         assert found["gathered"] == [{"rank": r, "rows": "x" * r} for r in range(SIZE)]
+        assert found["agreed"] == 10 + rank and found["first"] == 10
+        # Its own error, or else that of the others: of both, of the second, of the first.
+        own, others = f"OSError: rank {rank}", f"ValueError: rank {1 - rank}"
+        assert found["failed"] == [own, (others, own)[rank], (own, others)[rank]]
         assert found["summed"] == [3.0, 30.0]
         assert found["own"] == [1.0 * (rank + 1), 10.0 * (rank + 1)]
         assert found["again"] == [rank, SIZE]

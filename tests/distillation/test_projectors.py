@@ -155,7 +155,7 @@ def test_no_projector_needs_as_many_channels():
 
 
 def test_the_kind_is_checked():
-    text = "a projector's kind must be 'linear', 'mlp', 'bottleneck', 'hint' or 'none'; got 'conv'"
+    text = r"a projector's kind must be one of \('linear', 'mlp', .*, 'none'\); got 'conv'"
     with pytest.raises(ValueError, match=text):
         Projector(maps(4, 5), maps(6, 5), kind="conv")
 

@@ -342,5 +342,5 @@ def test_relational_refuses_tokens_without_a_grid():
 @pytest.mark.parametrize("make", [FeatureKD, SemCKD])
 @pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan")])
 def test_temperature_is_checked(make, temperature):
-    with pytest.raises(ValueError, match="temperature must be above 0; got"):
+    with pytest.raises(ValueError, match="temperature must be finite and above 0; got"):
         make(temperature=temperature)

@@ -16,6 +16,7 @@ import torch
 from geomkd.common.checks import check_int
 from geomkd.common.distributed import gathered, world
 from geomkd.common.files import atomic_write
+from geomkd.common.results_folder import check_same_run
 
 FORMAT = "geomkd.checkpoint/1"
 KEPT = 2  # files: the last one, and the one before in case that is damaged
@@ -25,22 +26,9 @@ NAME = re.compile(r"step-(\d{9})-([0-9a-f]{16})\.pt")
 class Checkpoints:
     """The checkpoints of one run, in a folder of their own.
 
-    Parameters
-    ----------
-    folder : path
-        Made if it is not there.
-    config : mapping of str to str, number or None
-        What makes this run this run; another one's checkpoints are refused.
-    every : int, optional
-        Steps between checkpoints within an epoch.
-    resume : bool
-        False refuses a folder that has checkpoints.
-
-    Notes
-    -----
     A file is written beside its place, synchronised and renamed; its name holds its step and a
     digest of its bytes, so damage is noticed. The last two are kept. Only the first of several
-    processes writes.
+    processes writes. ``config`` is what makes this run this run: another one's files are refused.
     """
 
     def __init__(
@@ -140,15 +128,7 @@ class Checkpoints:
     def _check(self, path: Path, state: Mapping[str, Any]) -> None:
         if state.get("format") != FORMAT:
             raise ValueError(f"{path}: its format is {state.get('format')!r}, expected {FORMAT!r}")
-        theirs = state["config"]
-        names = [*self.config, *(name for name in theirs if name not in self.config)]
-        differing = [name for name in names if theirs.get(name) != self.config.get(name)]
-        if differing:
-            listed = "; ".join(
-                f"{name} is {theirs.get(name)!r} there and {self.config.get(name)!r} here"
-                for name in differing
-            )
-            raise ValueError(f"{path} belongs to another run: {listed}; give another folder")
+        check_same_run(path, state["config"], self.config, remedy="give another folder")
 
 
 def _digest(content: Any) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import numbers
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -15,7 +13,7 @@ from torch import nn
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 
-from geomkd.common.checks import check_int
+from geomkd.common.checks import check_choice, check_int, check_number
 from geomkd.common.distributed import world
 from geomkd.distillation.running.order import Order
 from geomkd.network.forward import unwrap
@@ -26,35 +24,27 @@ WARM_UP = 0.3  # share of the steps in which the rate rises
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a student is trained; the options of :func:`geomkd.distill` of the same names.
+    """How a student is trained: options of :func:`geomkd.distill`, whose defaults they have."""
 
-    Raises
-    ------
-    TypeError, ValueError
-        An option of another type, or out of its range.
-    """
-
-    epochs: int = 50
-    batch_size: int = 128
-    accumulate: int = 1
-    lr: float = 0.0075
-    lr_scale: Mapping[str, float] | None = None
-    weight_decay: float = 0.01
-    clip_norm: float | None = None
-    head_clip_norm: float | None = None
-    seed: int = 0
-    precision: str = "fp32"
+    epochs: int
+    batch_size: int
+    accumulate: int
+    lr: float
+    lr_scale: Mapping[str, float] | None
+    weight_decay: float
+    clip_norm: float | None
+    head_clip_norm: float | None
+    seed: int
+    precision: str
 
     def __post_init__(self) -> None:
-        check_int(self.epochs, "epochs", least=1)
-        check_int(self.batch_size, "batch_size", least=1)
-        check_int(self.accumulate, "accumulate", least=1)
-        check_int(self.seed, "seed", least=0)
-        _check_number(self.lr, "lr")
-        _check_number(self.weight_decay, "weight_decay", zero=True)
+        for name, least in {"epochs": 1, "batch_size": 1, "accumulate": 1, "seed": 0}.items():
+            check_int(getattr(self, name), name, least=least)
+        check_number(self.lr, "lr", above=0)
+        check_number(self.weight_decay, "weight_decay", least=0)
         for name in ("clip_norm", "head_clip_norm"):
             if getattr(self, name) is not None:
-                _check_number(getattr(self, name), name)
+                check_number(getattr(self, name), name, above=0)
         if self.lr_scale is not None:
             if not isinstance(self.lr_scale, Mapping):
                 raise TypeError(
@@ -62,9 +52,8 @@ class Recipe:
                     f"{type(self.lr_scale).__name__}"
                 )
             for prefix, factor in self.lr_scale.items():
-                _check_number(factor, f"lr_scale[{prefix!r}]")
-        if self.precision not in PRECISIONS:
-            raise ValueError(f"precision must be one of {list(PRECISIONS)}; got {self.precision!r}")
+                check_number(factor, f"lr_scale[{prefix!r}]", above=0)
+        check_choice(self.precision, "precision", PRECISIONS)
 
     @property
     def clip_norms(self) -> tuple[float | None, float | None]:
@@ -117,17 +106,10 @@ class Recipe:
     def optimisers(
         self, student: nn.Module, groups: list[list[nn.Parameter]], steps: int
     ) -> tuple[list[Optimizer], list[LRScheduler]]:
-        """One AdamW and one one-cycle schedule per group of parameters.
+        """One AdamW and one one-cycle schedule of so many steps a group, `Networks.groups`.
 
-        Parameters
-        ----------
-        student : nn.Module
-            For the names of the parameters.
-        groups : list of list of nn.Parameter
-            Backbone with projectors, and head: apart, so that under fp16 a gradient of the logits
-            that overflows does not make the backbone skip its step.
-        steps : int
-            Length of the schedule.
+        Apart, so that under fp16 a gradient of the logits that overflows does not make the backbone
+        skip its step.
         """
         factors = self._factors(student)
         optimisers, schedules = [], []
@@ -157,11 +139,3 @@ class Recipe:
                 )
             found |= {names[name]: float(self.lr_scale[prefix]) for name in fitting}
         return found
-
-
-def _check_number(value: Any, name: str, *, zero: bool = False) -> None:
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(f"{name} must be a number; got {type(value).__name__} {value!r}")
-    if not 0 <= value < math.inf or (value == 0 and not zero):
-        least = "at least 0" if zero else "above 0"
-        raise ValueError(f"{name} must be finite and {least}; got {value}")

@@ -1,14 +1,21 @@
-"""Where a run (the loop's `Run`) stands: taken for a checkpoint, and put back."""
+"""What a run is and where it stands: taken for a checkpoint, and put back."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from geomkd.common.distributed import gathered, world
 from geomkd.common.randomness import random_modules
 from geomkd.distillation.running.batches import Batches
+from geomkd.distillation.running.checkpoint import Checkpoints
 from geomkd.distillation.running.fingerprints import (
     data_fingerprint,
     shapes_fingerprint,
@@ -16,36 +23,59 @@ from geomkd.distillation.running.fingerprints import (
 )
 from geomkd.distillation.running.recipe import Recipe
 from geomkd.distillation.running.setup import Networks
-from geomkd.distillation.running.tracking import Means
+from geomkd.distillation.running.teacher import CachedTeacher, LiveTeacher
+from geomkd.distillation.running.tracking import Means, Scalars
 from geomkd.network.forward import unwrap
 
 
 @dataclass
+class Run:
+    """Everything that training takes, put together by `distill`."""
+
+    networks: Networks
+    train: Batches
+    val: Batches | None
+    recipe: Recipe
+    device: torch.device
+    model: nn.Module  # StudentStep, data-parallel and compiled as may be
+    ask_teacher: LiveTeacher | CachedTeacher
+    optimisers: list[Optimizer]  # of backbone and projectors, and of the head
+    schedules: list[LRScheduler]
+    scaler: torch.amp.GradScaler
+    augment: Callable[[Any], Any] | None = None
+    channels_last: bool = False
+    scalars: Scalars | None = None
+    checkpoints: Checkpoints | None = None
+    lr: float = 0.0  # of the last step
+
+    def prepared(self, inputs: Any, *, augment: bool = False) -> Any:
+        """Bring inputs to the memory format that is asked for, and augment them."""
+        if self.channels_last and isinstance(inputs, Tensor) and inputs.ndim == 4:
+            inputs = inputs.contiguous(memory_format=torch.channels_last)
+        return self.augment(inputs) if augment and self.augment is not None else inputs
+
+    def advance(self) -> None:
+        """Move the schedules on by a step."""
+        self.lr = max(self.schedules[0].get_last_lr())
+        with warnings.catch_warnings():
+            # Under fp16 the first steps may be left out; the schedule goes on all the same.
+            warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
+            for schedule in self.schedules:
+                schedule.step()
+
+
+@dataclass
 class Progress:
-    """How far a run is.
+    """How far a run is."""
 
-    Attributes
-    ----------
-    epoch : int
-        The epoch that is trained now, from 1.
-    step : int
-        Steps of it that are done.
-    means : Means
-        Of these steps.
-    seconds : float
-        That they took.
-    rows : list of dict
-        History of the finished epochs.
-    """
-
-    epoch: int = 1
-    step: int = 0
-    means: Means = field(default_factory=Means)
-    seconds: float = 0.0
-    rows: list[dict[str, Any]] = field(default_factory=list)
+    epoch: int = 1  # that is trained now
+    step: int = 0  # steps of it that are done
+    means: Means = field(default_factory=Means)  # of these steps
+    seconds: float = 0.0  # that they took
+    rows: list[dict[str, Any]] = field(default_factory=list)  # history of the finished epochs
 
 
-def state_of(run: Any, at: Progress) -> dict[str, Any]:
+def state_of(run: Run, at: Progress) -> dict[str, Any]:
     """Everything that the rest of a run depends on; called by every process."""
     own = {
         "rng": [module.get_rng_state() for module in random_modules(run.device)],
@@ -65,7 +95,7 @@ def state_of(run: Any, at: Progress) -> dict[str, Any]:
     }
 
 
-def restore(run: Any, at: Progress, state: Mapping[str, Any]) -> None:
+def restore(run: Run, at: Progress, state: Mapping[str, Any]) -> None:
     """Put a run where it stood."""
     at.epoch, at.step = state["epoch"], state["epoch_step"]
     at.seconds, at.rows = state["seconds"], [dict(row) for row in state["rows"]]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
+from geomkd.common.checks import check_choice
 from geomkd.distillation.detached_head import split_student
-from geomkd.distillation.losses import at_least_float32
-from geomkd.distillation.objectives import StepTensors, projectors_of
+from geomkd.distillation.objectives import projectors_of
 from geomkd.distillation.projectors import Meeting
 from geomkd.distillation.rivals import OBJECTIVES
 from geomkd.distillation.teacher_head import WithTeacherHead
@@ -26,88 +26,23 @@ ATTRIBUTES = ("name", "uses_features", "uses_teacher_logits", "detaches_head")
 
 @dataclass(frozen=True)
 class Networks:
-    """Student, teacher, and what joins them.
+    """Student, teacher, and what joins them."""
 
-    Attributes
-    ----------
-    student, teacher : nn.Module
-        ``teacher`` is None where the objective needs none. The student is the one that was given,
-        or with its teacher's head in place of its own.
-    objective : callable
-        One of :mod:`geomkd.distillation.objectives` or like them.
-    pairs : list of (str, str)
-        Teacher layer and student layer; empty where the objective uses no features.
-    student_layers : list of str
-        Layers of ``student`` whose features the objective sees, one per pair.
-    projectors : nn.Module
-        What the objective trains beside the student.
-    cut : str or None
-        Student layer behind which the head trains on detached features.
-    groups : list of list of nn.Parameter
-        What is trained: backbone with projectors, and head; one group where nothing is cut.
-    n_classes : int
-        Number of the student's logits.
-    forward : callable or None
-        ``forward(model, inputs)``, for models that are not simply called.
-    """
-
-    student: nn.Module
-    teacher: nn.Module | None
+    student: nn.Module  # the one that was given, or it with its teacher's head
+    teacher: nn.Module | None  # None where the objective needs none
     objective: Any
-    pairs: Pairs
-    student_layers: list[str]
-    projectors: nn.Module
-    cut: str | None
-    groups: list[list[nn.Parameter]]
-    n_classes: int
+    pairs: Pairs  # teacher layer and student layer; none where the objective uses no features
+    student_layers: list[str]  # whose features the objective sees, one a pair
+    projectors: nn.Module  # what the objective trains beside the student
+    cut: str | None  # student layer behind which the head trains on detached features
+    groups: list[list[nn.Parameter]]  # backbone with projectors, and head if there is a cut
+    n_classes: int  # the student's logits
     forward: Forward | None
 
     @property
     def teacher_layers(self) -> list[str]:
         """Layers of the teacher whose features the objective sees, one per pair."""
         return [name for name, _ in self.pairs]
-
-
-class StudentStep(nn.Module):
-    """Student, projectors and objective as one module: what is compiled and made data-parallel.
-
-    Parameters
-    ----------
-    networks : Networks
-        Of which student and projectors become submodules.
-    features : dict of str to Tensor
-        What `tapped` yields; read after the student has run.
-    autocast : callable
-        Makes the context that the student runs in; the losses are outside of it.
-    """
-
-    def __init__(self, networks: Networks, features: dict[str, Tensor], autocast: Any) -> None:
-        super().__init__()
-        self.student, self.projectors = unwrap(networks.student), networks.projectors
-        self.networks, self.features, self.autocast = networks, features, autocast
-
-    def forward(
-        self,
-        inputs: Any,
-        labels: Tensor,
-        teacher_features: Sequence[Tensor],
-        teacher_logits: Tensor | None,
-    ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
-        """Loss, its named parts, and the student's logits."""
-        networks = self.networks
-        with self.autocast():
-            logits = first_tensor(call(self.student, inputs, networks.forward))
-        student_features = [self.features[name] for name in networks.student_layers]
-        step = StepTensors(
-            labels,
-            at_least_float32(logits),
-            teacher_logits,
-            [at_least_float32(x) for x in student_features],
-            [at_least_float32(x) for x in teacher_features],
-            self.projectors,
-        )
-        loss, parts = networks.objective(step)
-        return loss, parts, logits
 
 
 def join(
@@ -127,18 +62,13 @@ def join(
     Parameters
     ----------
     student, teacher, objective, pairs, seed, forward
-        As in :func:`geomkd.distill`.
+        As in :func:`geomkd.distill`, which tells the errors too.
     example : Any
         A small batch of inputs, on the student's device.
     batch_size : int
         Samples that the loss sees at a time.
     samples : callable, optional
         Returns batches of inputs that principal components are fitted on; by default the example.
-
-    Raises
-    ------
-    TypeError, ValueError
-        As in :func:`geomkd.distill`.
     """
     n_classes = _n_logits(student, "student", example, forward)
     teacher = _checked_teacher(student, teacher, objective, example, n_classes, forward)
@@ -157,23 +87,12 @@ def join(
     split = split_student(student, example, ours, cut_head=objective.detaches_head, forward=forward)
     projectors = nn.ModuleList()
     if pairs:
-
-        @cache  # asked once for every combination of layers
-        def teacher_features() -> list[Tensor]:
-            names = [name for name, _ in pairs]
-            with evaluating(teacher):
-                each = [
-                    features_of(teacher, inputs, names, forward=forward)
-                    for inputs in (samples() if samples else [example])
-                ]
-            return [torch.cat([found[name] for found in each]) for name in names]
-
-        meeting = Meeting(
-            list(zip(theirs, ours, strict=True)), batch_size, generator, teacher_features
-        )
-        parameter = split.backbone[0]
-        at_least = torch.promote_types(parameter.dtype, torch.float32)
-        projectors = projectors_of(objective, meeting).to(parameter.device, at_least)
+        names, inputs = [name for name, _ in pairs], samples or (lambda: [example])
+        met = list(zip(theirs, ours, strict=True))
+        meeting = Meeting(met, batch_size, generator, _asked_once(teacher, names, inputs, forward))
+        first = split.backbone[0]
+        at_least = torch.promote_types(first.dtype, torch.float32)
+        projectors = projectors_of(objective, meeting).to(first.device, at_least)
     groups = [split.backbone + list(projectors.parameters())]
     groups += [split.head] if split.head else []
     return Networks(
@@ -193,9 +112,7 @@ def join(
 def as_objective(objective: Any) -> Any:
     """Objective of a name, or the object itself if it is like one."""
     if isinstance(objective, str):
-        if objective not in OBJECTIVES:
-            raise ValueError(f"objective must be one of {list(OBJECTIVES)}; got {objective!r}")
-        return OBJECTIVES[objective]()
+        return OBJECTIVES[check_choice(objective, "objective", OBJECTIVES)]()
     missing = [name for name in ATTRIBUTES if not hasattr(objective, name)]
     if missing or not callable(objective) or isinstance(objective, type):
         raise TypeError(
@@ -271,6 +188,20 @@ def _checked_teacher(
                 f"got {width} from the teacher and {n_classes} from the student"
             )
     return teacher
+
+
+def _asked_once(
+    teacher: nn.Module, names: list[str], samples: Callable[[], Any], forward: Forward | None
+) -> Callable[[], list[Tensor]]:
+    """Return what gives the features of samples, and computes them when it is first asked."""
+
+    @cache
+    def features() -> list[Tensor]:
+        with evaluating(teacher):
+            each = [features_of(teacher, x, names, forward=forward) for x in samples()]
+        return [torch.cat([found[name] for found in each]) for name in names]
+
+    return features
 
 
 def _n_logits(model: nn.Module, name: str, example: Any, forward: Forward | None) -> int:

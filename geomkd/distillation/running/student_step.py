@@ -2,38 +2,63 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from geomkd.common.distributed import world
 from geomkd.distillation.detached_head import tapped
-from geomkd.distillation.running.setup import Networks, StudentStep
-from geomkd.network.forward import unwrap
+from geomkd.distillation.losses import at_least_float32
+from geomkd.distillation.objectives import StepTensors
+from geomkd.distillation.running.setup import Networks
+from geomkd.network.forward import call, first_tensor, unwrap
+
+
+class StudentStep(nn.Module):
+    """Student, projectors and objective as one module: what is compiled and made data-parallel.
+
+    ``features`` are what `tapped` yields, read after the student has run; ``autocast`` makes the
+    context that the student alone runs in.
+    """
+
+    def __init__(self, networks: Networks, features: dict[str, Tensor], autocast: Any) -> None:
+        super().__init__()
+        self.student, self.projectors = unwrap(networks.student), networks.projectors
+        self.networks, self.features, self.autocast = networks, features, autocast
+
+    def forward(
+        self,
+        inputs: Any,
+        labels: Tensor,
+        teacher_features: Sequence[Tensor],
+        teacher_logits: Tensor | None,
+    ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+        """Loss, its named parts, and the student's logits."""
+        networks = self.networks
+        with self.autocast():
+            logits = first_tensor(call(self.student, inputs, networks.forward))
+        student_features = [self.features[name] for name in networks.student_layers]
+        step = StepTensors(
+            labels,
+            at_least_float32(logits),
+            teacher_logits,
+            [at_least_float32(x) for x in student_features],
+            [at_least_float32(x) for x in teacher_features],
+            self.projectors,
+        )
+        loss, parts = networks.objective(step)
+        return loss, parts, logits
 
 
 @contextmanager
 def student_step(
     networks: Networks, autocast: Callable[[], AbstractContextManager], *, compile: bool = False
 ) -> Iterator[nn.Module]:
-    """Student, projectors and objective as one module, with hooks for as long as it is used.
-
-    Parameters
-    ----------
-    networks : Networks
-        What is trained.
-    autocast : callable
-        Makes the context that the student runs in.
-    compile : bool
-        Run it by ``torch.compile``.
-
-    Yields
-    ------
-    nn.Module
-        A `StudentStep`; in a wrapper that averages gradients where there are several processes.
+    """`StudentStep` that is hooked for as long as it is used; processes average its gradients.
 
     Raises
     ------

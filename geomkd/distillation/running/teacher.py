@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from geomkd.common.checks import check_choice
 from geomkd.common.distributed import gathered, world
 from geomkd.common.files import atomic_write
 from geomkd.distillation.running.batches import Batches
@@ -34,15 +35,7 @@ CACHE_DTYPES = (None, "float16")
 
 
 class LiveTeacher:
-    """Runs the teacher on each batch, no further than is needed.
-
-    Parameters
-    ----------
-    networks : Networks
-        Teacher, its layers, and whether the objective uses its logits.
-    autocast : callable
-        Makes the context that the teacher runs in.
-    """
+    """Runs the teacher on each batch, in the context that ``autocast`` makes."""
 
     def __init__(self, networks: Networks, autocast: Callable[[], AbstractContextManager]) -> None:
         self.networks, self.autocast = networks, autocast
@@ -50,12 +43,12 @@ class LiveTeacher:
 
     def __call__(self, inputs: Any, index: list[int]) -> Answer:
         """Features of the teacher layer of each pair, and logits, whichever the objective uses."""
-        teacher, names = self.networks.teacher, self.networks.teacher_layers
-        forward = self.networks.forward
+        networks = self.networks
+        teacher, names, forward = networks.teacher, networks.teacher_layers, networks.forward
         if teacher is None:
             return [], None
         with evaluating(teacher), self.autocast():
-            if not self.networks.objective.uses_teacher_logits:  # not beyond the last layer
+            if not networks.objective.uses_teacher_logits:  # not beyond the last layer
                 features = features_of(teacher, inputs, names, forward=forward)
                 return [features[name] for name in names], None
             with capture(teacher, names) as features:
@@ -68,22 +61,8 @@ class CachedTeacher:
 
     The files lie in a folder named by a fingerprint of the teacher, its layers and the data, some
     hundred samples a file. Each is written whole or not at all, so an interrupted run goes on with
-    what is missing; several processes share the work out.
-
-    Parameters
-    ----------
-    folder : path
-        Where such folders are.
-    teacher : LiveTeacher
-        Runs the teacher for what is missing.
-    train : Batches
-        The training data.
-    dtype : {None, "float16"}
-        Type of what is stored; by default the teacher's own, at least float32.
-    precision : str
-        That the teacher runs in.
-    progress : bool
-        Show a bar while files are written.
+    what is missing; several processes share the work out. Without ``dtype="float16"`` values are
+    stored in the teacher's own type, at least float32.
 
     Raises
     ------
@@ -202,16 +181,9 @@ def teacher_of(
     augment: Any,
     **options: Any,
 ) -> LiveTeacher | CachedTeacher:
-    """Teacher that is asked in training: live, or cached where a folder is given.
-
-    Raises
-    ------
-    ValueError
-        A cache together with augmentation, or without a teacher; an unknown type.
-    """
+    """Teacher that is asked in training: live, or cached where a folder is given."""
     live = LiveTeacher(networks, autocast)
-    if cache_dtype not in CACHE_DTYPES:
-        raise ValueError(f"cache_dtype must be None or 'float16'; got {cache_dtype!r}")
+    check_choice(cache_dtype, "cache_dtype", CACHE_DTYPES)
     if cache_dir is None:
         return live
     if augment is not None:

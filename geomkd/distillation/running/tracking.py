@@ -77,18 +77,7 @@ class Means:
 
 
 class Scalars:
-    """Writes the rows of a history for TensorBoard, from the first process.
-
-    Parameters
-    ----------
-    folder : path or None
-        None: nothing is written.
-
-    Raises
-    ------
-    ImportError
-        Without TensorBoard.
-    """
+    """Writes the rows of a history for TensorBoard, from the first process; without folder none."""
 
     def __init__(self, folder: str | os.PathLike | None) -> None:
         self.writer = None

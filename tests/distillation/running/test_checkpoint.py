@@ -1,22 +1,24 @@
 """A run that is killed at any moment ends, resumed, bit for bit where it would have ended."""
 
+import multiprocessing
 import os
 import random
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
-from killed import network, run
+from killed import network, run, run_to_the_end
 from small import same, state
 
 from geomkd.distillation.running.checkpoint import Checkpoints
 
-SCRIPT = Path(__file__).parents[2] / "killed.py"
+# Each run starts where these are imported already.
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["torch", "pandas", "sklearn.datasets"])
 STEPS = 4 * 10
 
 
@@ -31,14 +33,9 @@ def uninterrupted(tmp_path_factory):
 
 
 def start(folder):
-    arguments = [folder / "checkpoints", folder / "steps", folder / "student.pt"]
-    return subprocess.Popen(
-        [sys.executable, str(SCRIPT), *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
+    process = PROCESSES.Process(target=run_to_the_end, args=(folder,))
+    process.start()
+    return process
 
 
 def steps_done(folder):
@@ -48,18 +45,15 @@ def steps_done(folder):
 def kill_after(folder, n_steps):
     """Start the run, and kill it and its workers once it has done so many more steps."""
     process, before = start(folder), steps_done(folder)
-    while steps_done(folder) < before + n_steps and process.poll() is None:
+    while steps_done(folder) < before + n_steps and process.is_alive():
         time.sleep(0.005)
     os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
+    process.join()
     return steps_done(folder) - before
 
 
 @pytest.mark.slow
-def test_killed_at_random_steps_a_run_ends_bit_for_bit_where_it_would_have(
-    tmp_path, uninterrupted, monkeypatch
-):
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+def test_killed_at_random_steps_a_run_ends_bit_for_bit_where_it_would_have(tmp_path, uninterrupted):
     chance = random.Random(time.time_ns())
     kills = [kill_after(tmp_path, chance.randint(1, 14)) for _ in range(4)]
     print(
@@ -67,13 +61,13 @@ def test_killed_at_random_steps_a_run_ends_bit_for_bit_where_it_would_have(
     )
     assert not (tmp_path / "student.pt").exists()
     process = start(tmp_path)
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode == 0, output
+    process.join(timeout=120)
+    assert process.exitcode == 0
     # Steps between a checkpoint and a kill are done twice, all others once.
     assert STEPS <= steps_done(tmp_path) <= STEPS + sum(kills)
     student, history = uninterrupted
     assert same(torch.load(tmp_path / "student.pt", weights_only=True), student)
-    assert (tmp_path / "student.pt.json").read_text() == history.to_json(double_precision=15)
+    assert (tmp_path / "history.json").read_text() == history.to_json(double_precision=15)
 
 
 class Stop(Exception):

@@ -1,10 +1,14 @@
+"""Networks and data, as options name them."""
+
 import numpy as np
 import pytest
 import torch
 import torchvision
 from torch.utils.data import TensorDataset
+from torchvision.models import resnet18, squeezenet1_1
 
-from geomkd.cli.loading import Transformed, load_data, load_model
+from geomkd.cli.inputs import Transformed, load_data, load_inputs, load_model
+from geomkd.cli.parser import parsed
 
 
 @pytest.fixture
@@ -105,3 +109,44 @@ def test_transformed_keeps_length_and_labels():
     data = Transformed(TensorDataset(torch.ones(3, 2), torch.arange(3)), lambda x: 2 * x)
     assert len(data) == 3 and not hasattr(data, "targets")
     assert data[2][0].tolist() == [2, 2] and data[2][1] == 2
+
+
+# ---- of a distillation ---------------------------------------------------------------------------
+
+
+def inputs_of(*options, needs_teacher=True):
+    arguments = ["distill", "--data", "images.npz", *options]
+    return load_inputs(parsed(arguments), needs_teacher=needs_teacher)
+
+
+def test_networks_without_weights_have_the_classes_of_the_data(here):
+    torch.save(resnet18(num_classes=7).state_dict(), "seven.pth")
+    names = ["--teacher", "torchvision:resnet18", "--student", "torchvision:resnet18"]
+    found = inputs_of(*names, "--teacher-weights", "seven.pth")
+    assert found.n_classes == found.student.model.fc.out_features == 4
+    assert found.teacher.model.fc.out_features == 7
+    assert found.teacher.story.endswith("weights " + str(here / "seven.pth"))
+    untrained = inputs_of(*names)
+    assert untrained.teacher.model.fc.out_features == 4
+    assert untrained.teacher.story == "torchvision:resnet18, 4 classes, weights random, seed 0"
+    again = inputs_of(*names, "--seed", "1").student.model.fc.weight
+    assert not torch.equal(untrained.student.model.fc.weight, again)
+
+
+def test_images_are_as_the_weights_want_them(here):
+    torch.save(squeezenet1_1().state_dict(), "published.pth")
+    student = ["--student", "torchvision:squeezenet1_1", "--student-weights", "published.pth"]
+    found = inputs_of(*student, "--val-split", "test", needs_teacher=False)
+    assert found.teacher is None and "the weights' own" in found.images
+    assert found.train[0][0].shape == found.val[0][0].shape == (3, 224, 224)
+    assert (len(found.train), len(found.val)) == (80, 20)
+
+
+def test_validation_data_need_the_same_classes(here):
+    x, y = np.zeros((4, 8, 8, 3), np.uint8), np.arange(4)
+    np.savez("one.npz", x=x, y=y, classes=np.array(list("abcd")))
+    np.savez("two.npz", x=x, y=y, classes=np.array(list("abdc")))
+    student = ["--student", "tiny_nets:student", "--data", "one.npz"]
+    assert len(inputs_of(*student, "--val-data", "one.npz", needs_teacher=False).val) == 4
+    with pytest.raises(ValueError, match=r"the same classes; got \['a', 'b', 'c', 'd'\] and"):
+        inputs_of(*student, "--val-data", "two.npz", needs_teacher=False)

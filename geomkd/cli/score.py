@@ -1,0 +1,69 @@
+"""``geomkd score``: from options to a folder of scores, ranks and pictures."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+from geomkd.cli.inputs import images_of, load_data, load_model
+from geomkd.cli.parser import options_of
+from geomkd.common.results_folder import machine, new_folder, write_frame, write_json, write_picture
+from geomkd.measures.table import QUALITY, columns_of, named
+from geomkd.scoring.layer_scores import LayerScores
+from geomkd.scoring.rules import RULES
+from geomkd.scoring.score_layers import score_layers
+
+
+def scored(options: argparse.Namespace, say: Callable[[str], Any]) -> None:
+    """Score the layers of a network and write what came out; ``say`` takes each line of text."""
+    _check_by(options)
+    loaded = load_model(options.model, weights=options.weights, seed=options.seed)
+    data, images = load_data(options.data, loaded, split=options.split, **images_of(options))
+    say(f"model: {loaded.story}\ndata: {options.data}, {len(data)} images\nimages: {images}")
+    inputs = {"model": loaded.model, "data": data, "progress": not options.quiet}
+    scores = score_layers(**options_of(score_layers, options) | inputs)
+    name = options.by or scores.by
+    by = RULES.get(name, name)
+    ranked = scores.by if by == "loes" else by
+    before_head = int((scores.to_frame()["role"] != "head").sum())
+    selected = scores.select(min(options.k, before_head), by=by)
+    folder = new_folder(options.out, "geomkd-scores")
+    scores.save(folder / "scores.npz")  # first: a layer without a score has no rank
+    write_frame(folder / "layers.csv", scores.to_frame())
+    write_frame(folder / "ranks.csv", scores.rank(by=ranked))
+    wrote = ["layers.csv", "ranks.csv", "layers.png", "scores.npz"]
+    if options.sweep:
+        write_picture(folder / "sweep.png", scores.plot_sweep(by=ranked))
+        wrote.append("sweep.png")
+    write_picture(folder / "layers.png", scores.plot(k=len(selected), by=by))
+    summary = {"model": loaded.story, "data": str(options.data), "images": images}
+    summary |= {"selected": selected, "by": name}
+    summary["settings"] = {k: v for k, v in scores.settings.items() if k != "subset_classes"}
+    write_json(folder / "summary.json", summary | {"machine": machine()})
+    say("\n" + ranked_table(scores, by=ranked))
+    say(f"selected by {name}: {', '.join(selected)}")
+    say(f"wrote {', '.join(wrote)} and summary.json to {folder}")
+
+
+def _check_by(options: argparse.Namespace) -> None:
+    """Refuse what there will be no column of, before anything is scored."""
+    offered = [*columns_of(named(options.measures)), "loes"]
+    offered += RULES if QUALITY in options.measures else ()
+    if options.by not in (None, *offered):
+        raise ValueError(f"--by must be one of {', '.join(offered)}; got {options.by!r}")
+
+
+def ranked_table(scores: LayerScores, *, by: Any = None) -> str:
+    """Layers from best to worst with every score, as text."""
+    ranks = scores.rank(by=by)
+    columns = ["layer", "kind", "dim", *scores.draws]
+    table = ranks.drop(columns="score").merge(scores.to_frame()[columns], on="layer")
+    table["95% ranks"] = [
+        "-" if missing else f"{low}-{high}"
+        for low, high, missing in zip(
+            table["lowest_rank"], table["highest_rank"], table["lowest_rank"].isna(), strict=True
+        )
+    ]
+    shown = ["rank", "95% ranks", *columns, "tied_with"]
+    return table[shown].to_string(index=False, float_format=lambda value: f"{value:.3f}", na_rep="")
