@@ -13,9 +13,9 @@ import numpy as np
 
 from geomkd.common.files import atomic_write
 from geomkd.geometry.subset_gram import parts_of, unpacked
+from geomkd.scoring.loes import loes, top_apart
+from geomkd.scoring.loes import redundancy as overlap
 from geomkd.scoring.ranking import rank_sets, ranks, spread, top
-from geomkd.scoring.selection import loes, top_apart
-from geomkd.scoring.selection import redundancy as overlap
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -165,11 +165,11 @@ class LayerScores:
             How many.
         by : str or callable, optional
             A column, or a function of the frame that gives one number a layer, of which the highest
-            are chosen; or "loes", which chooses layers jointly (`geomkd.scoring.selection.loes`,
+            are chosen; or "loes", which chooses layers jointly (`geomkd.scoring.loes.loes`,
             without its labels' terms where the scores have no labels). By default as in `rank`.
         redundancy : float
             Weight of the redundancy with the layers chosen so far, against scores that are put on
-            [0, 1] first; see `geomkd.scoring.selection.top_apart`.
+            [0, 1] first; see `geomkd.scoring.loes.top_apart`.
         **options
             Of "loes": alpha, gamma, eta, ridge.
 

@@ -13,7 +13,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from geomkd import LayerScores, score_layers
-from geomkd.scoring.selection import loes, redundancy, top_apart
+from geomkd.scoring.loes import loes, redundancy, top_apart
 
 N, WIDTHS, SWEEP = 90, (6, 40, 12, 200, 11, 3), [24, 48]
 Y = torch.arange(N) % 3

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from geomkd.scoring.loes import loes, redundancy, top_apart
 from geomkd.scoring.ranking import top
-from geomkd.scoring.selection import loes, redundancy, top_apart
 
 RNG = np.random.default_rng
 EYE = np.eye

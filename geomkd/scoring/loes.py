@@ -81,7 +81,7 @@ def redundancy(grams: Any) -> Tensor:
     Examples
     --------
     >>> import torch
-    >>> from geomkd.scoring.selection import redundancy
+    >>> from geomkd.scoring.loes import redundancy
     >>> x = torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]])
     >>> both, first, second = x @ x.T, x[:, :1] @ x[:, :1].T, x[:, 1:] @ x[:, 1:].T
     >>> redundancy(torch.stack([both, first, second])).round(decimals=4)
@@ -131,7 +131,7 @@ def top_apart(scores: Any, redundancy: Any, k: int, gamma: float = 0.5) -> list[
     Examples
     --------
     >>> import numpy as np
-    >>> from geomkd.scoring.selection import top_apart
+    >>> from geomkd.scoring.loes import top_apart
     >>> alike = np.array([[1.0, 0.9, 0.1], [0.9, 1.0, 0.1], [0.1, 0.1, 1.0]])
     >>> top_apart(np.array([0.8, 0.7, 0.5]), alike, 2, gamma=0.0)
     [0, 1]
@@ -238,7 +238,7 @@ def loes(
     Examples
     --------
     >>> import torch
-    >>> from geomkd.scoring.selection import loes
+    >>> from geomkd.scoring.loes import loes
     >>> y = torch.arange(60) % 3
     >>> hot = torch.eye(3)[y] - 1 / 3
     >>> layers = [hot[:, :1], 2 * hot[:, :1], hot[:, 1:2]]  # the second tells what the first does
