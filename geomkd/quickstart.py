@@ -222,7 +222,7 @@ def _written(
 
     last = [(method, seed, float(h["val_accuracy"].iloc[-1])) for method, seed, h in runs]
     table = pandas.DataFrame(last, columns=["method", "seed", "test_accuracy"])
-    ranked = scores.rank()
+    ranked = scores.rank().rename(columns={"low": "quality_low", "high": "quality_high"})
     write_frame(folder / "layers.csv", scores.to_frame().merge(ranked.drop(columns="score")))
     write_picture(folder / "layers.png", scores.plot(k=SELECTED))
     curves: dict[str, list[Any]] = {}

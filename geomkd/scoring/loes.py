@@ -1,4 +1,4 @@
-"""Choosing several layers at once: layers that are good and do not say the same thing.
+"""LOES: choosing several layers at once, good ones that do not say the same thing.
 
 Everything is a function of the layers' centred Gram matrices over the same m samples, so that the
 layers may be of any widths.
@@ -10,11 +10,10 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from geomkd.common.checks import as_labels, as_tensor, check_int
+from geomkd.common.checks import as_labels, as_tensor, check_int, check_number
 from geomkd.geometry.precision import exact_arithmetic, inverse
 from geomkd.geometry.principal import of_gram
 from geomkd.measures.spectrum import isotropy_from
@@ -24,27 +23,14 @@ _NUMBERS = 2**16  # of every Gram matrix, taken to float64 at a time
 
 
 class Step(NamedTuple):
-    """One layer of a joint selection, and the terms that chose it.
+    """One layer of a joint selection, and the terms that chose it."""
 
-    Attributes
-    ----------
-    layer : int
-        Index of the layer.
-    objective : float
-        What was minimised: loss + alpha (1 - isotropy) + gamma redundancy - eta triangle_area.
-    isotropy, redundancy : float
-        Of the layer, and of it to the layers chosen before; redundancy 0 in the first step.
-    loss, triangle_area : float or None
-        Of predicting what the layers before leave of the labels, and of the class centroids;
-        None without labels, triangle_area 0 in the first step.
-    """
-
-    layer: int
-    objective: float
+    layer: int  # its index
+    objective: float  # loss + alpha (1 - isotropy) + gamma redundancy - eta triangle_area
     isotropy: float
-    redundancy: float
-    loss: float | None
-    triangle_area: float | None
+    redundancy: float  # to the layers chosen before; 0 in the first step
+    loss: float | None  # of predicting what the layers before leave of the labels; None without
+    triangle_area: float | None  # of the class centroids; 0 in the first step, None without labels
 
 
 def redundancy(grams: Any) -> Tensor:
@@ -59,11 +45,6 @@ def redundancy(grams: Any) -> Tensor:
     -------
     Tensor, shape (L, L)
         Float64, between 0 and 1; 0 for a layer that does not vary.
-
-    Raises
-    ------
-    TypeError, ValueError
-        Grams that are no floating-point (L, m, m), or not finite.
 
     Notes
     -----
@@ -97,65 +78,6 @@ def redundancy(grams: Any) -> Tensor:
             dots.addmm_(exact, exact.T)
         per_norm = inverse(x.diagonal(dim1=1, dim2=2).double().sum(dim=1).clamp(min=0).sqrt())
         return dots.clamp_(min=0).sqrt_().mul_(per_norm).mul_(per_norm.unsqueeze(1)).clamp_(max=1)
-
-
-def top_apart(scores: Any, redundancy: Any, k: int, gamma: float = 0.5) -> list[int]:
-    """Choose k layers of high score that say different things, one after the other.
-
-    The first is the layer of highest score; each next one has the highest ``score - gamma * (its
-    largest redundancy to a layer chosen before)``. Scores are first put on [0, 1], the worst of
-    the layers on 0 and the best on 1, so that gamma means the same whatever the measure: at 1, full
-    redundancy costs as much as the way from the best layer to the worst.
-
-    Parameters
-    ----------
-    scores : Tensor or ndarray, shape (L,)
-        Finite; higher is better.
-    redundancy : Tensor or ndarray, shape (L, L)
-        Of every two layers, as `redundancy` gives it, or any other likeness between 0 and 1.
-    k : int
-        How many, from 1 to L.
-    gamma : float
-        Weight of the redundancy, at least 0; at 0 the k layers of highest score are chosen.
-
-    Returns
-    -------
-    list of int
-        Indices in the order of choice; ties go to the earlier layer.
-
-    Raises
-    ------
-    TypeError, ValueError
-        ``k`` or ``gamma`` out of range, shapes that do not fit, or NaN.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from geomkd.scoring.loes import top_apart
-    >>> alike = np.array([[1.0, 0.9, 0.1], [0.9, 1.0, 0.1], [0.1, 0.1, 1.0]])
-    >>> top_apart(np.array([0.8, 0.7, 0.5]), alike, 2, gamma=0.0)
-    [0, 1]
-    >>> top_apart(np.array([0.8, 0.7, 0.5]), alike, 2, gamma=1.0)
-    [0, 2]
-    """
-    values = as_tensor(scores, "scores").double().cpu().numpy()
-    alike = as_tensor(redundancy, "redundancy").double().cpu().numpy()
-    if values.ndim != 1 or alike.shape != (len(values), len(values)):
-        raise ValueError(
-            f"scores must be (L,) and redundancy (L, L); got {values.shape} and {alike.shape}"
-        )
-    if not (np.isfinite(values).all() and np.isfinite(alike).all()):
-        raise ValueError("scores and redundancy must be finite; got NaN or Inf")
-    _check_k(k, len(values))
-    _check_weights(gamma=gamma)
-    span = np.ptp(values)
-    scaled = (values - values.min()) / (span if span > 0 else 1.0)
-    chosen = [int(scaled.argmax())]
-    while len(chosen) < k:
-        penalised = scaled - gamma * alike[:, chosen].max(axis=1)
-        penalised[chosen] = -np.inf
-        chosen.append(int(penalised.argmax()))
-    return chosen
 
 
 def loes(
@@ -247,12 +169,18 @@ def loes(
     [1, 2]
     """
     x = _as_grams(grams)
-    dims = _as_dims(dims, len(x))
-    _check_k(k, len(x))
-    _check_weights(alpha=alpha, gamma=gamma, eta=eta, ridge=ridge)
+    dims = [check_int(dim, "dims", 1) for dim in dims]
+    if len(dims) != len(x):
+        raise ValueError(f"dims must be one for each of {len(x)} grams; got {len(dims)}")
+    check_k(k, len(x))
+    check_number(alpha, "alpha", least=0), check_number(gamma, "gamma", least=0)
+    check_number(eta, "eta", least=0), check_number(ridge, "ridge", above=0)
     with exact_arithmetic(x.device):
         labels = None if index is None else _as_index(index, n_classes, x)
-        left = None if labels is None else _centred_one_hot(labels, n_classes)
+        left = None
+        if labels is not None:
+            hot = torch.nn.functional.one_hot(labels, n_classes).double()
+            left = hot - hot.mean(dim=0)
         parts, isotropies = _read(x, dims, keep=labels is not None)
         alike = redundancy(x).tolist()
         steps: list[Step] = []
@@ -297,8 +225,7 @@ def _beyond(parts: list[Tensor], chosen: list[int], dims: list[int]) -> Callable
         return lambda layer: parts[layer]
     m, width = len(parts[0]), sum(dims[a] for a in chosen)
     span = of_gram(sum(parts[a] @ parts[a].T for a in chosen), width)
-    spans_all = width >= m - 1
-    shrinkage = float(span.sq_singular.sum()) / m if spans_all else _SPANNED
+    shrinkage = float(span.sq_singular.sum()) / m if width >= m - 1 else _SPANNED
     weights = span.coordinates / (span.sq_singular + shrinkage)
     return lambda layer: parts[layer] - weights @ (span.coordinates.T @ parts[layer])
 
@@ -310,11 +237,6 @@ def _ridge_fit(x: Tensor, target: Tensor, ridge: float) -> Tensor:
     return x @ torch.linalg.solve(square, x.T @ target)
 
 
-def _centred_one_hot(labels: Tensor, n_classes: int) -> Tensor:
-    hot = torch.nn.functional.one_hot(labels, n_classes).double()
-    return hot - hot.mean(dim=0)
-
-
 def _centroids(x: Tensor, labels: Tensor) -> Tensor:
     """Means of the classes that are there, (C, r)."""
     _, present, sizes = torch.unique(labels, return_inverse=True, return_counts=True)
@@ -324,14 +246,13 @@ def _centroids(x: Tensor, labels: Tensor) -> Tensor:
 
 def _triangle_area(points: Tensor) -> float:
     """Mean area of the triangles of every three of C points, from their dot products."""
-    triangles = math.comb(len(points), 3)
     total = torch.zeros((), dtype=points.dtype, device=points.device)
     for first in range(len(points) - 2):
         edges = points[first + 1 :] - points[first]
         dots = edges @ edges.T
         sq = dots.diagonal()
         total += (torch.outer(sq, sq) - dots.square()).clamp(min=0).sqrt().triu(1).sum() / 2
-    return float(total) / max(triangles, 1)
+    return float(total) / max(math.comb(len(points), 3), 1)
 
 
 def _as_grams(grams: Any) -> Tensor:
@@ -346,13 +267,6 @@ def _as_grams(grams: Any) -> Tensor:
     return x
 
 
-def _as_dims(dims: Sequence[int], layers: int) -> list[int]:
-    checked = [check_int(dim, "dims", 1) for dim in dims]
-    if len(checked) != layers:
-        raise ValueError(f"dims must be one for each of {layers} grams; got {len(checked)}")
-    return checked
-
-
 def _as_index(index: Any, n_classes: int | None, grams: Tensor) -> Tensor:
     labels = as_labels(index, grams.shape[1], grams.device)
     n_classes = check_int(n_classes, "n_classes", 2)
@@ -364,13 +278,7 @@ def _as_index(index: Any, n_classes: int | None, grams: Tensor) -> Tensor:
     return labels
 
 
-def _check_k(k: int, layers: int) -> None:
-    if check_int(k, "k", 1) > layers:
+def check_k(k: int, layers: int) -> None:
+    """Check that k of so many layers can be chosen."""
+    if not 1 <= check_int(k, "k", least=k) <= layers:  # any whole number at first
         raise ValueError(f"k must be between 1 and the {layers} layers to choose from; got {k}")
-
-
-def _check_weights(**weights: float) -> None:
-    for name, weight in weights.items():
-        if not 0 <= weight < math.inf or (name == "ridge" and weight == 0):
-            least = "above 0" if name == "ridge" else "at least 0"
-            raise ValueError(f"{name} must be finite and {least}; got {weight}")

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -16,23 +15,23 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from geomkd.common.checks import check_dataset_size, check_definition, check_int
-from geomkd.data.sample import Sample, can_be_read_again, to_device
+from geomkd.data.sample import Sample
 from geomkd.geometry.draws import Draws
 from geomkd.geometry.gram import ClassGram, Columns, column_slices, residual_gram
 from geomkd.geometry.subset_gram import SubsetGram
 from geomkd.measures.null import NULL_COLUMNS
 from geomkd.measures.quality import TERMS, quality_from, quality_null
 from geomkd.measures.quality_statistics import about_the_mean, spectrum_of, variance_floor
-from geomkd.network.forward import Forward, call, evaluating, first_tensor, on_device, unwrap
-from geomkd.network.layers import Layer, candidate_layers, describe_layers
+from geomkd.network.forward import Forward, evaluating, on_device, unwrap
 from geomkd.network.pooling import check_pool
+from geomkd.scoring.arguments import example_of, in_order, label_options, predicted
 from geomkd.scoring.feature_reader import Reader
-from geomkd.scoring.layer_measures import LABEL_FREE, QUALITY, Toolbox, check_sweep, named
+from geomkd.scoring.layer_measures import QUALITY, Toolbox, check_sweep, named
 from geomkd.scoring.layer_scores import LayerScores
-from geomkd.scoring.plan import BATCH, Stored, forward_bytes, parse_bytes, plan_of
-from geomkd.scoring.processes import Row, Share
-
-EXAMPLES = 2  # samples of the batch that tells the layers
+from geomkd.scoring.plan import Stored, forward_bytes, parse_bytes, plan_of
+from geomkd.scoring.processes import Share, together
+from geomkd.scoring.rows import Row, scores_of
+from geomkd.scoring.settings import Settings
 
 
 def score_layers(
@@ -71,11 +70,9 @@ def score_layers(
     layers : sequence of str, optional
         Names of modules; by default what `candidate_layers` lists.
     measures : sequence of str and callable
-        "knowledge_quality", or what `geomkd.measures` has: two_nn, mle_dimension, knn_accuracy,
-        silhouette, nearest_class_mean, fisher_ratio, pca_dimension, participation_ratio,
-        spectral_entropy, effective_rank, power_law_alpha, isotropy, linear_probe, neural_collapse,
-        logme, h_score, gbc; "cka_to_last", `cka` with the head's input or else the last layer;
-        and functions of ((n, d) features, (n,) labels) that return a number, under their own names.
+        "knowledge_quality", other names or functions of `geomkd.measures`; "cka_to_last", `cka`
+        with the head's input or else the last layer; and functions of ((n, d) features, (n,)
+        labels) that return a number, under their own names.
     samples : int
         Most samples in all, equally many of every class; fewer where a class has fewer.
     entropy_per_class : int, optional
@@ -173,114 +170,49 @@ def score_layers(
         raise ValueError("entropy_per_class= has samples of its own: without null= and sweep=")
     budget = parse_bytes(memory)
     keys = {"input_key": input_key, "label_key": label_key}
-    with Share() as share, evaluating(model), on_device(model, device) as place:
-        known = _labels(labels, wanted, lambda: predicted(model, data, place, forward, **keys))
-        sample = Sample(
-            data, samples, seed=seed, entropy_per_class=entropy_per_class, **known, **keys
-        )
-        size = check_dataset_size(
-            max(sample.total, len(sample)) if dataset_size is None else dataset_size, len(sample)
-        )
-        toolbox = Toolbox(
-            wanted,
-            sample.classes.index,
-            sample.classes.sizes,
-            _given_labels(sample),
-            subsamples=subsamples,
-            seed=seed,
-            null=null,
-            sweep=check_sweep(sweep, len(sample), len(sample.classes.sizes)),
-            center=center,
-        )
-        share.settings = {
-            "model": type(unwrap(model)).__name__,
-            "measures": list(wanted),
-            "definition": definition,
-            "pool": pool,
-            "center": center,
-            "samples": len(sample),
-            "samples_per_class": [min(sample.classes.sizes), max(sample.classes.sizes)],
-            "classes": len(sample.classes.sizes),
-            "labels": labels if isinstance(labels, str) else "own" if labels is None else "given",
-            "subset": len(toolbox.rows),
-            "subset_classes": toolbox.index[toolbox.rows].tolist(),
-            "entropy_per_class": None if entropy_per_class is None else int(entropy_per_class),
-            "dataset_size": size,
-            "subsamples": subsamples,
-            "sweep": toolbox.sweep,
-            "null": null,
-            "seed": seed,
-        }
-        example = to_device(next(sample.batches(EXAMPLES)), place)
-        if layers is None:
-            chosen = candidate_layers(model, example, forward=forward)
-        else:
-            chosen = _described(model, layers, example, forward)
-        reader = Reader(model, sample, forward, pool, place)
-        stored = [reader.stored(layer, example) for layer in chosen]
-        per_sample = forward_bytes(model, example, forward)
-        more = toolbox.bytes(max(s.dim for s in stored), len(stored))
-        plan = plan_of(stored, sample, budget, per_sample, halves=subsamples > 0, more=more)
-        share.take(plan, sample)
-        _Job(reader, share, toolbox, size, definition).run(progress)
-    return LayerScores.of(share.rows, share.settings)
 
-
-def predicted(
-    model: nn.Module, data: Any, device: torch.device, forward: Forward | None, **keys: Any
-) -> Tensor:
-    """Classes of largest output for all of the data, (N,): a pass over it, model as it is."""
-    if not can_be_read_again(data):
-        raise ValueError('labels="predicted" needs data of known length; got an iterable')
-    every = Sample(data, sys.maxsize, seed=0, labelled=False, **keys)
-    found = []
-    for batch in every.batches(BATCH):
-        with torch.no_grad():
-            output = first_tensor(call(unwrap(model), to_device(batch, device), forward))
-        if output.ndim != 2 or output.shape[1] < 2:
-            raise ValueError(
-                f'labels="predicted" needs a model that gives (B, C) scores; got '
-                f"{tuple(output.shape)}"
+    def act(share: Share) -> None:
+        with evaluating(model), on_device(model, device) as place:
+            known = label_options(
+                labels, wanted, lambda: predicted(model, data, place, forward, **keys)
             )
-        found.append(output.argmax(dim=1).cpu())
-    return torch.cat(found)
+            sample = Sample(
+                data, samples, seed=seed, entropy_per_class=entropy_per_class, **known, **keys
+            )
+            n, sizes, index = len(sample), sample.classes.sizes, sample.classes.index
+            size = max(sample.total, n) if dataset_size is None else dataset_size
+            size = check_dataset_size(size, n)
+            both = {"subsamples": subsamples, "null": null, "seed": seed, "center": center}
+            smaller = check_sweep(sweep, n, len(sizes))
+            given = torch.tensor(sample.classes.names)[index]
+            toolbox = Toolbox(wanted, index, sizes, given, sweep=smaller, **both)
+            share.settings = Settings(
+                model=type(unwrap(model)).__name__,
+                measures=tuple(wanted),
+                definition=definition,
+                pool=pool,
+                samples=n,
+                samples_per_class=(min(sizes), max(sizes)),
+                classes=len(sizes),
+                labels=labels if isinstance(labels, str) else "own" if labels is None else "given",
+                subset=len(toolbox.rows),
+                subset_classes=tuple(toolbox.index[toolbox.rows].tolist()),
+                entropy_per_class=None if entropy_per_class is None else int(entropy_per_class),
+                dataset_size=size,
+                sweep=tuple(smaller),
+                **both,
+            )
+            example = example_of(sample, place)
+            reader = Reader(model, sample, forward, pool, place)
+            chosen = in_order(model, layers, example, forward)
+            stored = [reader.stored(layer, example) for layer in chosen]
+            more = toolbox.bytes(max(s.dim for s in stored), len(stored))
+            per_sample = forward_bytes(model, example, forward)
+            plan = plan_of(stored, sample, budget, per_sample, halves=subsamples > 0, more=more)
+            share.take(plan, sample)
+            _Job(reader, share, toolbox, size, definition).run(progress)
 
-
-def _labels(labels: Any, wanted: dict, predict: Callable[[], Tensor]) -> dict[str, Any]:
-    """Turn ``labels=`` into options of the sample."""
-    if not isinstance(labels, str):
-        return {"labels": labels}
-    if labels == "predicted":
-        return {"labels": predict(), "lonely": False}
-    if labels != "none":
-        raise ValueError(f'labels must be an array, "predicted" or "none"; got {labels!r}')
-    needing = [name for name, own in wanted.items() if own is None and name not in LABEL_FREE]
-    if needing:
-        raise ValueError(f"these measures need labels: {needing}; without: {list(LABEL_FREE)}")
-    return {"labelled": False}
-
-
-def _given_labels(sample: Sample) -> Tensor:
-    return torch.tensor(sample.classes.names)[sample.classes.index]
-
-
-def _described(
-    model: nn.Module, names: Sequence[str], example: Any, forward: Forward | None
-) -> list[Layer]:
-    """Describe layers chosen by hand, in order of execution; role "head" after the head's input."""
-    names = names if isinstance(names, str) else list(names)
-    chosen = describe_layers(model, names, example, forward=forward)
-    if not chosen or len(set(names)) < len(names):
-        raise ValueError(f"layers must be names of layers, none of them twice; got {names}")
-    try:
-        offered = candidate_layers(model, example, forward=forward)
-    except ValueError:  # neither a block nor an activation tells where the head begins
-        offered = []
-    head = next((layer.order for layer in offered if layer.role == "head_input"), float("inf"))
-    return [
-        replace(layer, role="head") if layer.role == "named" and layer.order > head else layer
-        for layer in sorted(chosen, key=lambda layer: layer.order)
-    ]
+    return scores_of(*together(act))
 
 
 @dataclass
@@ -295,19 +227,23 @@ class _Job:
 
     def run(self, progress: bool) -> None:
         """Add the rows of the layers to the share's, one after the other."""
-        sample, plan = self.reader.sample, self.share.plan
-        entropy = sum(sample.entropy_size(a) or 0 for a in range(len(sample.classes.sizes)))
-        total = plan.passes * (len(sample) + entropy)
-        hidden = not (progress and self.share.world.is_first)
-        with tqdm(total=total, unit=" samples", disable=hidden, leave=False) as bar:
+        with self._bar(progress) as bar:
             self.reader.seen = bar.update
-            for group in plan.groups:
+            for group in self.share.plan.groups:
                 bar.set_description(group[0].layer.name)
                 squares = self._entropy_grams(group)
                 for stored, *features in self._columns(group):
                     row = self._row(stored, *features, squares[stored.layer.name])
                     self.share.rows.append(row)
                     del features  # they hold the layer's
+
+    def _bar(self, progress: bool) -> tqdm:
+        """Bar of the samples that all passes read; of the first process alone."""
+        sample = self.reader.sample
+        entropy = sum(sample.entropy_size(a) or 0 for a in range(len(sample.classes.sizes)))
+        total = self.share.plan.passes * (len(sample) + entropy)
+        hidden = not (progress and self.share.world.is_first)
+        return tqdm(total=total, unit=" samples", disable=hidden, leave=False)
 
     def _row(
         self,
@@ -438,7 +374,7 @@ def told_of(layer: str) -> Iterator[None]:
         warnings.simplefilter("always")
         yield
     for warning in caught:
-        warnings.warn(f"layer {layer!r}: {warning.message}", warning.category, stacklevel=6)
+        warnings.warn(f"layer {layer!r}: {warning.message}", warning.category, stacklevel=8)
 
 
 def _scale_of(features: Tensor) -> float:

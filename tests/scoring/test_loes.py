@@ -1,4 +1,4 @@
-"""Joint choices of layers: closed forms, and LOES written down on features in plain numpy."""
+"""LOES against closed forms, and written down on features in plain numpy."""
 
 from itertools import combinations
 
@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from geomkd.scoring.loes import loes, redundancy, top_apart
-from geomkd.scoring.ranking import top
+from geomkd.scoring.loes import loes, redundancy
 
 RNG = np.random.default_rng
+
+
 EYE = np.eye
 
 
@@ -264,37 +265,8 @@ def test_redundancy_of_copies_and_of_orthogonal_layers():
     assert float(found.max()) <= 1.0
 
 
-# ---- top_apart -----------------------------------------------------------------------------------
-
-
-def test_without_penalty_the_best_are_chosen():
-    rng = RNG(0)
-    scores, alike = rng.standard_normal(12), rng.uniform(size=(12, 12))
-    chosen = top_apart(scores, alike, 5, gamma=0.0)
-    assert chosen == np.argsort(-scores)[:5].tolist()
-    assert sorted(chosen) == top(range(12), scores, 5)
-    assert top_apart(np.ones(4), np.zeros((4, 4)), 3) == [0, 1, 2]  # ties to the earlier
-
-
-@pytest.mark.parametrize(("gamma", "second"), [(0.19, 1), (0.21, 2), (100.0, 2)])
-def test_a_copy_is_chosen_only_for_a_small_gamma(gamma, second):
-    """On [0, 1] the scores are 1, 1, 0.8, 0: the copy's lead of 0.2 is worth a gamma of 0.2."""
-    alike = EYE(4)
-    alike[0, 1] = alike[1, 0] = 1.0
-    for scores in (np.array([5.0, 5.0, 4.0, 0.0]), np.array([-100.0, -100, -120, -200])):
-        assert top_apart(scores, alike, 2, gamma=gamma) == [0, second]
-
-
-def test_the_largest_redundancy_to_any_chosen_layer_counts():
-    """To {0, 1} layer 2 is 0.6 and 0, layer 3 twice 0.4: more in sum and mean, less at most."""
-    alike = EYE(5)
-    for a, b, value in [(0, 2, 0.6), (0, 3, 0.4), (1, 3, 0.4)]:
-        alike[a, b] = alike[b, a] = value
-    scores = torch.tensor([1.0, 0.9, 0.5, 0.5, 0.0])
-    assert top_apart(scores, torch.tensor(alike), 3, gamma=1.0) == [0, 1, 3]
-
-
 # ---- errors --------------------------------------------------------------------------------------
+
 
 GRAMS, Y = gram_of(a_network(20, [3, 3])[0]), np.arange(20) % 4
 
@@ -308,7 +280,7 @@ def broken(value):
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"k": 0}, ValueError, "k must be at least 1; got 0"),
+        ({"k": 0}, ValueError, "k must be between 1 and the 2 layers to choose from; got 0"),
         ({"k": 3}, ValueError, "k must be between 1 and the 2 layers to choose from; got 3"),
         ({"k": 1.0}, TypeError, "k must be an integer; got float 1.0"),
         ({"grams": GRAMS[0]}, ValueError, r"grams must be \(L, m, m\) .* got \(20, 20\)"),
@@ -333,19 +305,3 @@ def test_loes_refuses(change, error, message):
     if "grams" in change:
         with pytest.raises(error, match=message):
             redundancy(change["grams"])
-
-
-@pytest.mark.parametrize(
-    ("scores", "alike", "options", "message"),
-    [
-        ([1.0, 2.0], EYE(3), {}, r"scores must be \(L,\) and redundancy \(L, L\); got \(2,\) and"),
-        ([1.0, np.nan], EYE(2), {}, "must be finite; got NaN or Inf"),
-        ([1.0, 2.0], EYE(2) * np.nan, {}, "must be finite; got NaN or Inf"),
-        ([1.0, 2.0], EYE(2), {"k": 3}, "k must be between 1 and the 2 layers"),
-        ([1.0, 2.0], EYE(2), {"gamma": np.inf}, "gamma must be finite and at least 0; got inf"),
-        ([], EYE(0), {}, "k must be between 1 and the 0 layers"),
-    ],
-)
-def test_top_apart_refuses(scores, alike, options, message):
-    with pytest.raises(ValueError, match=message):
-        top_apart(np.array(scores, float), alike, **({"k": 1} | options))
