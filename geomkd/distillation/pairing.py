@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from geomkd.common.checks import check_int
+from geomkd.common.checks import check_choice
 from geomkd.network.forward import Forward
 from geomkd.network.layers import candidate_layers
+from geomkd.scoring.loes import check_k
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -126,13 +127,10 @@ def choose_layers(
     >>> choose_layers(nn.Sequential(*layers), zeros(2, 4), 1, how="last")
     ['3']
     """
-    if how not in ("evenly_spaced", "last"):
-        raise ValueError(f"how must be 'evenly_spaced' or 'last'; got {how!r}")
+    check_choice(how, "how", ("evenly_spaced", "last"))
     names = _main_layers(teacher, "teacher", example_input, forward)
-    k = check_int(k, "k", least=1)
-    if k > len(names):
-        raise ValueError(f"k must be at most the {len(names)} layers of the teacher; got {k}")
-    return evenly_spaced(names, k) if how == "evenly_spaced" else names[-k:]
+    spaced = evenly_spaced(names, k)  # checks k
+    return spaced if how == "evenly_spaced" else names[-k:]
 
 
 def evenly_spaced(names: Sequence[str], k: int) -> list[str]:
@@ -149,8 +147,7 @@ def evenly_spaced(names: Sequence[str], k: int) -> list[str]:
     ['c', 'f']
     """
     m = len(names)
-    if not 1 <= k <= m:
-        raise ValueError(f"k must be between 1 and the {m} names; got {k}")
+    check_k(k, m)
     return [names[round((i + 1) * m / k) - 1] for i in range(k)]
 
 
@@ -197,15 +194,9 @@ def _in_order(values: list[list[float]]) -> list[int]:
 
 
 def _checked_names(names: Sequence[str]) -> list[str]:
-    if isinstance(names, str) or not isinstance(names, Sequence):
-        raise TypeError(
-            f"teacher_layers must be a list of layer names; got {type(names).__name__} {names!r}"
-        )
-    for name in names:
-        if not isinstance(name, str):
-            raise TypeError(
-                f"teacher_layers must hold layer names (str); got {type(name).__name__} {name!r}"
-            )
+    is_list = isinstance(names, Sequence) and not isinstance(names, str)
+    if not is_list or not all(isinstance(name, str) for name in names):
+        raise TypeError(f"teacher_layers must be a list of layer names (str); got {names!r}")
     if not names:
         raise ValueError("teacher_layers must hold at least one layer name; got none")
     twice = sorted({name for name in names if list(names).count(name) > 1})
