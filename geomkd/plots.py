@@ -12,16 +12,25 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 # Okabe and Ito's colours, which colour-blind readers tell apart.
-COLOURS = {
-    "separation": "#0072B2",
-    "information": "#E69F00",
-    "efficiency": "#009E73",
-    "quality": "#000000",
-}
-MARKS = {"separation": "o", "information": "s", "efficiency": "^", "quality": "D"}
+TERMS = ("separation", "information", "efficiency", "quality")
+COLOURS = dict(zip(TERMS, ("#0072B2", "#E69F00", "#009E73", "#000000"), strict=True))
+MARKS = dict(zip(TERMS, "os^D", strict=True))
 SELECTED = "#CC79A7"
 CYCLE = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+BESIDE = {"loc": "upper left", "bbox_to_anchor": (1.01, 1.0), "frameon": False}  # a legend
 DASHES = ("-", "--", "-.", (0, (5, 1, 1, 1, 1, 1)), ":")
+
+
+def _axes(ax: Axes | None, width: float, height: float, *, grid: str | None = None) -> Axes:
+    """Axes of the house style: those given, or those of a new figure of this size in inches."""
+    if ax is None:
+        from matplotlib import pyplot
+
+        ax = pyplot.subplots(figsize=(width, height), layout="constrained")[1]
+    if grid is not None:
+        ax.grid(axis=grid, alpha=0.3)
+        ax.spines[["top", "right"]].set_visible(False)
+    return ax
 
 
 def plot_layers(
@@ -49,21 +58,11 @@ def plot_layers(
         Share of the half-samples that the spreads cover; for the legend.
     ax : Axes, optional
         Where to draw; by default a new figure wide enough for the names.
-
-    Returns
-    -------
-    Axes
-        With labelled axes and a legend.
     """
-    import matplotlib.pyplot as plt
-
     # Beside the axes there is room in a figure of our own alone; above, it would meet a title.
-    place = {"loc": "best", "framealpha": 0.8}
-    if ax is None:
-        height = max(4.6, 1.2 + 0.23 * len(shown))
-        size = (max(7.5, 3.2 + 0.42 * len(frame)), height)
-        _, ax = plt.subplots(figsize=size, layout="constrained")
-        place = {"loc": "upper left", "bbox_to_anchor": (1.01, 1.0), "frameon": False}
+    place = BESIDE if ax is None else {"loc": "best", "framealpha": 0.8}
+    width, height = max(7.5, 3.2 + 0.42 * len(frame)), max(4.6, 1.2 + 0.23 * len(shown))
+    ax = _axes(ax, width, height, grid="y")
     depth = np.arange(len(frame))
     names = frame["layer"].tolist()
     for i in (i for i, name in enumerate(names) if name in selected):
@@ -85,16 +84,13 @@ def plot_layers(
             band = (bands[name] - low) / width
             ax.fill_between(depth, *band.T, color=style["color"], alpha=0.15, lw=0)
     ax.set_xticks(depth, names, rotation=55, ha="right", rotation_mode="anchor", fontsize=8)
-    ax.set_xlim(-0.6, len(frame) - 0.4)
-    ax.set_xlabel("layer, in order of execution")
-    ax.set_ylabel("score, from its least to its greatest layer" if own_range else "score (no unit)")
+    unit = "score, from its least to its greatest layer" if own_range else "score (no unit)"
+    ax.set(xlim=(-0.6, len(frame) - 0.4), xlabel="layer, in order of execution", ylabel=unit)
     if own_range:  # a band may be many times as wide as the curve is high
         low, high = ax.get_ylim()
         ax.set_ylim(max(low, -0.75), min(high, 1.75))
     else:
         ax.set_ylim(bottom=min(0.0, ax.get_ylim()[0]))
-    ax.grid(axis="y", alpha=0.3)
-    ax.spines[["top", "right"]].set_visible(False)
     note = f"bands: {100 * level:g} %\nsubsampling spread" if bands and len(shown) <= 5 else None
     ax.legend(fontsize=8, title=note, title_fontsize=8, **place)
     return ax
@@ -147,28 +143,24 @@ def plot_sweep(
     Axes
         With labelled axes; layers by colour, from the first (dark) to the last (bright).
     """
-    import matplotlib.pyplot as plt
-    from matplotlib.ticker import NullFormatter
+    from matplotlib import colormaps
+    from matplotlib.ticker import NullFormatter, NullLocator
 
-    if ax is None:
-        size = (7.5, max(4.6, 1.0 + 0.2 * len(names)))
-        _, ax = plt.subplots(figsize=size, layout="constrained")
-    colours = plt.get_cmap("viridis")(np.linspace(0, 0.92, len(names)))
+    ax = _axes(ax, 7.5, max(4.6, 1.0 + 0.2 * len(names)), grid="y")
+    colours = colormaps["viridis"](np.linspace(0, 0.92, len(names)))
     for layer, curve, colour in zip(names, curves, colours, strict=True):
         ax.plot(sizes, curve, color=colour, marker="o", ms=3.5, lw=1.5, label=layer)
     ax.set_xscale("log")
     ax.set_xticks(sizes, [f"{size:,}" for size in sizes], rotation=30, ha="right")
     ax.xaxis.set_minor_formatter(NullFormatter())
-    ax.xaxis.set_minor_locator(plt.NullLocator())
+    ax.xaxis.set_minor_locator(NullLocator())
     for low, high, tau in zip(sizes, sizes[1:], taus, strict=False):
         middle = (low * high) ** 0.5  # of a logarithmic axis
         style = {"ha": "center", "va": "bottom", "fontsize": 8, "color": "0.3"}
         ax.annotate(f"τ {tau:.2f}", (middle, 1.0), xycoords=("data", "axes fraction"), **style)
-    ax.set_xlabel("samples (τ: Kendall's, between the orders of the layers)")
-    ax.set_ylabel(name.replace("_", " "))
-    ax.grid(axis="y", alpha=0.3)
-    ax.spines[["top", "right"]].set_visible(False)
-    ax.legend(fontsize=7, frameon=False, loc="upper left", bbox_to_anchor=(1.01, 1.0))
+    label = "samples (τ: Kendall's, between the orders of the layers)"
+    ax.set(xlabel=label, ylabel=name.replace("_", " "))
+    ax.legend(fontsize=7, **BESIDE)
     return ax
 
 
@@ -191,10 +183,7 @@ def plot_accuracy(
     Axes
         With labelled axes and a legend that gives the last epoch's mean and deviation.
     """
-    import matplotlib.pyplot as plt
-
-    if ax is None:
-        _, ax = plt.subplots(figsize=(7.5, 4.6), layout="constrained")
+    ax = _axes(ax, 7.5, 4.6, grid="both")
     for place, (method, runs) in enumerate(curves.items()):
         values = 100 * np.stack(runs)
         mean, deviation = values.mean(axis=0), values.std(axis=0, ddof=min(1, len(values) - 1))
@@ -203,14 +192,47 @@ def plot_accuracy(
         label = f"{method}: {mean[-1]:.1f} ± {deviation[-1]:.1f}"
         ax.plot(epochs, mean, color=colour, ls=dashes, lw=1.8, label=label)
         ax.fill_between(epochs, mean - deviation, mean + deviation, color=colour, alpha=0.15, lw=0)
-    n_runs = {len(runs) for runs in curves.values()}
-    ax.set_xlabel("epoch")
-    ax.set_ylabel(f"{name} (%)")
+    ax.set(xlabel="epoch", ylabel=f"{name} (%)")
     ax.xaxis.get_major_locator().set_params(integer=True)
-    ax.grid(alpha=0.3)
-    ax.spines[["top", "right"]].set_visible(False)
-    title = f"last epoch, mean ± SD of {'/'.join(map(str, sorted(n_runs)))} seeds"
+    n_runs = sorted({len(runs) for runs in curves.values()})
+    title = f"last epoch, mean ± SD of {'/'.join(map(str, n_runs))} seeds"
     ax.legend(fontsize=8, frameon=False, title=title, title_fontsize=8, loc="lower right")
+    return ax
+
+
+def plot_training(history: pd.DataFrame, objective: str, ax: Axes | None = None) -> Axes:
+    """Learning curves of one run: accuracy on the left axis, loss on the right.
+
+    Parameters
+    ----------
+    history : DataFrame
+        A row an epoch: epoch, loss, and what there is of train_accuracy and val_accuracy.
+    objective : str
+        Name of what was minimised, for the legend.
+    ax : Axes, optional
+        Where to draw; by default a new figure.
+
+    Returns
+    -------
+    Axes
+        The axes with the accuracies.
+    """
+    ax = _axes(ax, 6.4, 4.8)
+    loss_axis, epochs = ax.twinx(), history["epoch"]
+    for axis, column, label, colour, dashes in (
+        (ax, "train_accuracy", "train", CYCLE[1], "-"),
+        (ax, "val_accuracy", "validation", CYCLE[2], "-"),
+        (loss_axis, "loss", "loss", "#999999", "--"),
+    ):
+        if column in history:
+            marker = "." if len(epochs) < 30 else None
+            axis.plot(epochs, history[column], dashes, color=colour, label=label, marker=marker)
+    ax.set(xlabel="epoch", ylabel="accuracy")
+    ax.xaxis.get_major_locator().set_params(integer=True)
+    loss_axis.set_ylabel("training loss")
+    above = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0), "ncols": 3, "frameon": False}
+    above["handles"] = [*ax.get_lines(), *loss_axis.get_lines()]
+    ax.legend(title=f"objective {objective}", **above)
     return ax
 
 
@@ -224,18 +246,9 @@ def plot_similarity(frame: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
         ``frame.columns.name``, where they are set, name the models.
     ax : Axes, optional
         Where to draw; by default a new figure large enough for the names.
-
-    Returns
-    -------
-    Axes
-        With a labelled colour bar beside it.
     """
-    import matplotlib.pyplot as plt
-
     rows, columns = frame.shape
-    if ax is None:
-        size = (max(4.5, 2.8 + 0.22 * columns), max(3.6, 1.6 + 0.22 * rows))
-        _, ax = plt.subplots(figsize=size, layout="constrained")
+    ax = _axes(ax, max(4.5, 2.8 + 0.22 * columns), max(3.6, 1.6 + 0.22 * rows))
     values = frame.to_numpy(float)
     measure = frame.attrs.get("measure", "similarity")
     top = None if measure == "procrustes" else 1.0
@@ -244,9 +257,8 @@ def plot_similarity(frame: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     image = ax.imshow(values, cmap="viridis", vmin=low, vmax=top, origin="lower", aspect="auto")
     names = {"cka": "CKA (debiased, no unit)", "procrustes": "Procrustes distance (no unit)"}
     ax.figure.colorbar(image, ax=ax, label=names.get(measure, measure))
-    text = {"fontsize": 8}
-    ax.set_xticks(range(columns), frame.columns, rotation=90, **text)
-    ax.set_yticks(range(rows), frame.index, **text)
-    ax.set_xlabel(f"layer of {frame.columns.name or 'b'}")
-    ax.set_ylabel(f"layer of {frame.index.name or 'a'}")
+    ax.set_xticks(range(columns), frame.columns, rotation=90, fontsize=8)
+    ax.set_yticks(range(rows), frame.index, fontsize=8)
+    of_a, of_b = frame.index.name or "a", frame.columns.name or "b"
+    ax.set(xlabel=f"layer of {of_b}", ylabel=f"layer of {of_a}")
     return ax

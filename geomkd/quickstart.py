@@ -215,7 +215,7 @@ def _written(
 ) -> Quickstart:
     import pandas
 
-    ranked = scores.rank()
+    ranked = scores.rank().rename(columns={"low": "quality_low", "high": "quality_high"})
     write_frame(folder / "layers.csv", scores.to_frame().merge(ranked.drop(columns="score")))
     write_picture(folder / "layers.png", scores.plot(k=SELECTED))
     curves: dict[str, list[Any]] = {}

@@ -120,8 +120,8 @@ plt.show()
 scores.rank()
 
 # %% [markdown]
-# `lowest_rank` and `highest_rank` bound the ranks that a layer takes in 95 % of the half-samples;
-# layers in `tied_with` change places with it too often to be called apart.
+# `best` and `worst` bound the ranks that a layer takes in 95 % of the half-samples; layers of the
+# ranks in `tied_with` change places with it too often to be called apart.
 #
 # `select` takes any column, or a function of the frame. Q is often largest early, where I and E
 # are; the geometric mean of S and I asks for classes that are apart *and* not collapsed.

@@ -56,10 +56,10 @@ plt.show()
 # %% [markdown]
 # The bands say how much of a curve is due to the images that were drawn. Layers can rise and fall
 # together from one half-sample to the next, so bands that overlap do not make a tie: `tied_with`
-# names the layers that change places too often to be called apart.
+# gives the ranks of the layers that change places too often to be called apart.
 
 # %%
-scores.rank()[["layer", "rank", "lowest_rank", "highest_rank", "tied_with"]]
+scores.rank()[["layer", "rank", "best", "worst", "tied_with"]]
 
 # %% [markdown]
 # ## 2. Choosing layers, and pairing them

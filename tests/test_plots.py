@@ -10,7 +10,7 @@ import pytest
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from geomkd.plots import plot_accuracy, plot_layers, plot_similarity
+from geomkd.plots import plot_accuracy, plot_layers, plot_similarity, plot_training
 
 TERMS = ("separation", "information", "efficiency", "quality")
 FRAME = pd.DataFrame(
@@ -92,6 +92,41 @@ def test_accuracy_into_given_axes():
     _, ax = plt.subplots()
     assert plot_accuracy({"a": [np.array([0.5])]}, ax=ax) is ax
     assert plt.get_fignums() == [1] and ax.get_ylabel() == "accuracy (%)"
+
+
+HISTORY = pd.DataFrame(
+    {
+        "epoch": [1, 2, 3],
+        "loss": [3.0, 2.0, 1.5],
+        "train_accuracy": [0.1, 0.4, 0.6],
+        "val_accuracy": [0.2, 0.3, 0.5],
+    }
+)
+
+
+def test_training_has_accuracies_on_the_left_and_the_loss_on_the_right():
+    ax = plot_training(HISTORY, "kd")
+    _, right = ax.figure.axes
+    train, validation = ax.get_lines()
+    (loss,) = right.get_lines()
+    columns = {"train_accuracy": train, "val_accuracy": validation, "loss": loss}
+    for column, line in columns.items():
+        assert list(line.get_xdata()) == [1, 2, 3]
+        assert list(line.get_ydata()) == list(HISTORY[column])
+    assert len({line.get_color() for line in columns.values()}) == 3
+    assert (ax.get_ylabel(), right.get_ylabel()) == ("accuracy", "training loss")
+    assert texts(ax.get_legend()) == ["train", "validation", "loss"]
+    assert ax.get_legend().get_title().get_text() == "objective kd"
+    ax.figure.canvas.draw()
+    assert all(float(label.get_text()).is_integer() for label in ax.get_xticklabels())
+
+
+def test_training_without_validation_into_given_axes():
+    _, ax = plt.subplots()
+    many = pd.concat([HISTORY.drop(columns="val_accuracy")] * 10, ignore_index=True)
+    assert plot_training(many, "ce", ax) is ax and plt.get_fignums() == [1]
+    assert texts(ax.get_legend()) == ["train", "loss"]
+    assert ax.get_lines()[0].get_marker() == "None"  # of few epochs alone
 
 
 def similarity(rows=3, columns=4, low=0.0, **attrs):

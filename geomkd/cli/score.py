@@ -62,7 +62,7 @@ def ranked_table(scores: LayerScores, *, by: Any = None) -> str:
     table["95% ranks"] = [
         "-" if missing else f"{low}-{high}"
         for low, high, missing in zip(
-            table["lowest_rank"], table["highest_rank"], table["lowest_rank"].isna(), strict=True
+            table["best"], table["worst"], table["best"].isna(), strict=True
         )
     ]
     shown = ["rank", "95% ranks", *columns, "tied_with"]

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from geomkd.common.files import atomic_write
 from geomkd.network.forward import unwrap
+from geomkd.plots import plot_training
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from pandas import DataFrame
-
-# Okabe and Ito's colours, which colour-blind readers can tell apart.
-COLOURS = {"train_accuracy": "#0072B2", "val_accuracy": "#D55E00", "loss": "#999999"}
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -73,43 +71,8 @@ class DistillationResult:
             torch.save(unwrap(self.student).state_dict(), file)
 
     def plot(self, ax: Axes | None = None) -> Axes:
-        """Learning curves: accuracy on the left axis, loss on the right.
-
-        Parameters
-        ----------
-        ax : Axes, optional
-            Where to draw; a new figure's by default.
-
-        Returns
-        -------
-        Axes
-            The axes with the accuracies.
-        """
-        if ax is None:
-            from matplotlib import pyplot
-
-            ax = pyplot.subplots(layout="constrained")[1]
-        epochs = self.history["epoch"]
-        options: dict[str, Any] = {"marker": "." if len(epochs) < 30 else None}
-        for column, label in (("train_accuracy", "train"), ("val_accuracy", "validation")):
-            if column in self.history:
-                ax.plot(epochs, self.history[column], color=COLOURS[column], label=label, **options)
-        ax.set(xlabel="epoch", ylabel="accuracy")
-        ax.xaxis.get_major_locator().set_params(integer=True)
-        loss_axis = ax.twinx()
-        loss_axis.plot(
-            epochs, self.history["loss"], "--", color=COLOURS["loss"], label="loss", **options
-        )
-        loss_axis.set_ylabel("training loss")
-        ax.legend(
-            handles=[*ax.get_lines(), *loss_axis.get_lines()],
-            title=f"objective {self.objective}",
-            loc="lower center",
-            bbox_to_anchor=(0.5, 1.0),
-            ncols=3,
-            frameon=False,
-        )
-        return ax
+        """Draw accuracy and loss by epoch; see `geomkd.plots.plot_training`."""
+        return plot_training(self.history, self.objective, ax)
 
     def __repr__(self) -> str:
         return (

@@ -32,23 +32,7 @@ from geomkd.measures.table import TABLE, columns_of
 _KEPT = 96
 
 Values = dict[str, Tensor]  # columns of the frame, (Q,) each
-
-
-@dataclass(frozen=True, eq=False)
-class Scored:
-    """What is known of a layer.
-
-    Attributes
-    ----------
-    row : dict of str to float
-        Columns of the frame, those of nulls and intermediates included.
-    draws, sweep : dict of str to list of float
-        Columns in the half-samples, and in the smaller samples.
-    """
-
-    row: dict[str, float]
-    draws: dict[str, list[float]]
-    sweep: dict[str, list[float]]
+Drawn = dict[str, list[float]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,8 +69,8 @@ class LayerMeasures:
         subset: SubsetGram,
         features: Tensor | None,
         squares: list[Tensor],
-    ) -> Scored:
-        """Score a layer.
+    ) -> tuple[dict[str, float], Drawn, Drawn]:
+        """Score a layer: its row of the frame, its half-samples, its smaller samples, by column.
 
         Parameters
         ----------
@@ -113,7 +97,7 @@ class LayerMeasures:
                 row[name], halves[name], smaller[name] = own.item(), half.tolist(), small.tolist()
         if self.null:
             row |= self._nulls(gram, subset, draws, quality)
-        return Scored(row, halves, smaller)
+        return row, halves, smaller
 
     def _rows(self, *needs: str) -> dict[str, Measure]:
         """Rows of the table that are asked for and have such needs."""

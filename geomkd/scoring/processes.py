@@ -3,74 +3,67 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
-
-import numpy as np
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
 
 from geomkd.common.distributed import World, gathered, world
 from geomkd.data.sample import Sample
 from geomkd.scoring.plan import Plan, Stored
+from geomkd.scoring.rows import Row
+from geomkd.scoring.settings import Settings
 
 
-class Row(NamedTuple):
-    """What is known of one layer.
+def together(act: Callable[[Share], None]) -> tuple[list[Row], Settings]:
+    """Fill this process's share of a run by ``act``, and bring together what all of them have done.
 
-    Attributes
-    ----------
-    stored : Stored
-        The layer.
-    values : dict of str to float
-        Columns of the frame.
-    draws, sweep : dict of str to list of float
-        Columns in the half-samples, and in the smaller samples.
-    gram : ndarray
-        Packed Gram matrix of the kept subset; see `geomkd.geometry.principal`.
-    """
-
-    stored: Stored
-    values: dict[str, float]
-    draws: dict[str, list[float]]
-    sweep: dict[str, list[float]]
-    gram: np.ndarray
-
-
-@dataclass(eq=False)
-class Share:
-    """One process's part of a run, a context in which it is done; then the whole of the run.
-
-    At its end every process waits for the others, however its own part ended, and ends as they do:
-    with the rows of all layers, or with the error that one process would have met first.
-
-    Attributes
-    ----------
-    world : World
-        This process among the others.
-    plan : Plan
-        Of this process's layers; of none where there are fewer layers than processes.
-    sliced : frozenset of str
-        Layers that are read in slices of their features.
-    rows : list of Row
-        What is done, in order of execution; at the end, of all processes.
-    settings : dict
-        How the scores are made; at the end, whether they are ``"partial"`` too.
+    Returns
+    -------
+    list of Row, Settings
+        Of all layers, in order of execution; after Ctrl-C in any process of those that were done,
+        marked partial.
 
     Raises
     ------
     Exception
-        At the end, of the first layer that failed, in every process.
+        Of the first layer that failed, in every process.
     ValueError
-        At the end, processes that were given different arguments.
+        Processes that were given different arguments.
     KeyboardInterrupt
-        At the end, Ctrl-C before any layer was done.
+        Ctrl-C before any layer was done.
     """
+    share = Share()
+    try:
+        act(share)
+    except (Exception, KeyboardInterrupt) as error:
+        shares = gathered(replace(share, error=_portable(error)))
+        if share.world.rank in _ending(shares):
+            raise
+    else:
+        shares = gathered(share)
+    for rank in _ending(shares):
+        raise shares[rank].error from None
+    rows = sorted((r for s in shares for r in s.rows), key=lambda r: r.stored.layer.order)
+    partial = any(s.error is not None for s in shares)
+    return rows, replace(_settings(shares), partial=partial)
+
+
+@dataclass(eq=False)
+class Share:
+    """One process's share of a run, as far as it has come; in the end told to the others."""
 
     world: World = field(default_factory=world)
-    plan: Plan = field(default_factory=lambda: Plan([], 0, 0, 0))
-    sliced: frozenset[str] = frozenset()
-    rows: list[Row] = field(default_factory=list)
-    settings: dict[str, Any] = field(default_factory=dict)
+    settings: Settings | None = None  # once they are known
+    layers: list[str] = field(default_factory=list)  # all that are planned
+    plan: Plan = field(default_factory=lambda: Plan([], 0, 0, 0))  # of its own layers, if any
+    sliced: frozenset[str] = frozenset()  # layers that are read in slices of their features
+    rows: list[Row] = field(default_factory=list)  # what is done, in order of execution
+    error: BaseException | None = None
+
+    @property
+    def place(self) -> int:
+        """Place in order of execution of the layer in hand; -1 before any."""
+        waiting = [s for group in self.plan.groups for s in group][len(self.rows) :]
+        return waiting[0].layer.order if waiting else -1
 
     def take(self, plan: Plan, sample: Sample) -> None:
         """Take this process's layers out of the plan for all of them.
@@ -80,8 +73,7 @@ class Share:
         """
         alone = [group[0] for group in plan.groups if len(group) == 1]
         self.sliced = frozenset(s.layer.name for s in alone if s.dim > plan.width)
-        self.settings["layers"] = [s.layer.name for group in plan.groups for s in group]
-        self.plan = plan
+        self.plan, self.layers = plan, [s.layer.name for group in plan.groups for s in group]
         if self.world.size > 1:
             groups = self._groups(plan, sample)
             slices = [-(-g[0].dim // plan.width) for g in groups if g[0].layer.name in self.sliced]
@@ -94,7 +86,7 @@ class Share:
         rows, squares = max(len(sample), *sizes), 8 * sum(m * m for m in sizes)
         room = plan.width * rows * max(s.dtype.itemsize for s in layers) + squares  # of a slice
         groups: list[list[Stored]] = []
-        free = 0
+        free = 0  # a layer's cost is n^2 d flops, and n is the same for all
         for i in shared_out([s.dim for s in layers], self.world.size)[self.world.rank]:
             sliced = layers[i].layer.name in self.sliced
             need = rows * layers[i].dim * layers[i].dtype.itemsize + squares
@@ -105,51 +97,9 @@ class Share:
             free = 0 if sliced else free - need
         return groups
 
-    def __enter__(self) -> Share:
-        return self
-
-    def __exit__(self, kind: Any, raised: BaseException | None, trace: Any) -> bool:
-        if not isinstance(raised, Exception | KeyboardInterrupt | None):
-            return False
-        parts = gathered(self._part(raised))
-        failed = [rank for rank, part in enumerate(parts) if part.error is not None]
-        if failed:
-            rank = min(failed, key=lambda rank: parts[rank].place)
-            if rank != self.world.rank:
-                raise parts[rank].error from None
-            return False
-        self.rows = sorted((row for part in parts for row in part.rows), key=_order)
-        partial = any(part.stopped for part in parts)
-        if partial and not self.rows:
-            if raised is None:
-                raise KeyboardInterrupt
-            return False
-        self.settings = _settings([part.settings for part in parts]) | {"partial": partial}
-        return True
-
-    def _part(self, raised: Exception | KeyboardInterrupt | None) -> _Part:
-        stopped = isinstance(raised, KeyboardInterrupt)
-        error = None if stopped else raised
-        if error is not None and self.world.size > 1:
-            error = _portable(error)
-        waiting = [s.layer.order for group in self.plan.groups for s in group][len(self.rows) :]
-        return _Part(self.rows, self.settings, stopped, error, waiting[0] if waiting else -1)
-
 
 def shared_out(costs: Sequence[float], size: int) -> list[list[int]]:
-    """Share out items among processes: the dearest first, each to the one that has least to do.
-
-    Parameters
-    ----------
-    costs : sequence of float
-        Of every item. A layer's is n^2 d flops, and n is the same for all: d will do.
-    size : int
-        Number of processes.
-
-    Returns
-    -------
-    list of list of int
-        The items of every process, rising.
+    """Items of each process, of these costs: the dearest first, each to the one with least to do.
 
     Examples
     --------
@@ -165,21 +115,16 @@ def shared_out(costs: Sequence[float], size: int) -> list[list[int]]:
     return [sorted(share) for share in shares]
 
 
-class _Part(NamedTuple):
-    """What a process tells the others at the end of its part."""
-
-    rows: list[Row]
-    settings: dict[str, Any]
-    stopped: bool
-    error: Exception | None
-    place: int  # in order of execution, of the layer that failed; -1 before any
-
-
-def _order(row: Row) -> int:
-    return row.stored.layer.order
+def _ending(shares: list[Share]) -> list[int]:
+    """Ranks of those whose error ends the run: of the first layer, or Ctrl-C before any."""
+    failed = [rank for rank, share in enumerate(shares) if isinstance(share.error, Exception)]
+    if failed:
+        return [min(failed, key=lambda rank: shares[rank].place)]
+    stopped = [rank for rank, share in enumerate(shares) if share.error is not None]
+    return [] if any(share.rows for share in shares) else stopped
 
 
-def _portable(error: Exception) -> Exception:
+def _portable(error: BaseException) -> BaseException:
     """Return the error where other processes can read it, else one of the same words."""
     try:
         if str(pickle.loads(pickle.dumps(error))) == str(error):
@@ -189,15 +134,16 @@ def _portable(error: Exception) -> Exception:
     return RuntimeError(f"{type(error).__name__}: {error}")
 
 
-def _settings(given: list[dict[str, Any]]) -> dict[str, Any]:
+def _settings(shares: list[Share]) -> Settings:
     """Return the settings that all processes share; one that was stopped early may have none."""
-    known = [(rank, settings) for rank, settings in enumerate(given) if "layers" in settings]
-    first, own = known[0]
-    for rank, other in known[1:]:
-        differ = [key for key in own if other[key] != own[key]]
+    known = [share for share in shares if share.layers]
+    given = [asdict(share.settings) | {"layers": share.layers} for share in known]
+    for share, other in zip(known, given, strict=True):
+        differ = [key for key in other if other[key] != given[0][key]]
         if differ:
             raise ValueError(
                 "every process must call score_layers with the same arguments; "
-                f"{', '.join(differ)} of process {rank} differ from those of process {first}"
+                f"{', '.join(differ)} of process {share.world.rank} differ from those of process "
+                f"{known[0].world.rank}"
             )
-    return {key: value for key, value in own.items() if key != "layers"}
+    return known[0].settings

@@ -1,30 +1,27 @@
-"""Ranks of layers and how sure they are; choosing layers. Functions of scores and names."""
+"""Ranks of layers and how sure they are. Functions of scores and names."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from geomkd.common.checks import check_number
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    By = str | Callable[[pd.DataFrame], Any]
+
 
 class RankSets(NamedTuple):
-    """Ranks of L layers, 1 the highest score.
+    """Ranks of L layers, 1 the highest score."""
 
-    Attributes
-    ----------
-    rank : ndarray, shape (L,)
-        Rank by the estimate.
-    lowest, highest : ndarray, shape (L,)
-        Best and worst rank of the rank set: the central share of the ranks in the half-samples.
-    ties : list of list of int
-        Layers whose order against this one flips in more than ``1 - level`` of the half-samples.
-    """
-
-    rank: np.ndarray
-    lowest: np.ndarray
-    highest: np.ndarray
-    ties: list[list[int]]
+    rank: np.ndarray  # by the estimate
+    best: np.ndarray  # of the rank set, the central share of the ranks in the half-samples
+    worst: np.ndarray
+    ties: list[list[int]]  # order against this one flips in more than 1 - level of them
 
 
 def ranks(scores: np.ndarray) -> np.ndarray:
@@ -51,11 +48,6 @@ def rank_sets(estimate: np.ndarray, draws: np.ndarray, level: float = 0.95) -> R
     level : float
         Share of the half-samples that a rank set covers, 0 < level < 1.
 
-    Returns
-    -------
-    RankSets
-        Ranks, bounds and ties.
-
     Raises
     ------
     ValueError
@@ -71,12 +63,11 @@ def rank_sets(estimate: np.ndarray, draws: np.ndarray, level: float = 0.95) -> R
     --------
     >>> import numpy as np
     >>> sets = rank_sets(np.array([1.0, 0.9, 0.1]), np.array([[1, 2], [2, 1], [0, 0]]) / 2)
-    >>> sets.rank, sets.lowest, sets.highest, sets.ties
+    >>> sets.rank, sets.best, sets.worst, sets.ties
     (array([1, 2, 3]), array([1, 1, 3]), array([2, 2, 3]), [[1], [0], []])
     """
     estimate, draws = np.asarray(estimate, dtype=float), np.asarray(draws, dtype=float)
-    if not 0 < level < 1:
-        raise ValueError(f"level must be between 0 and 1; got {level}")
+    check_number(level, "level", above=0, below=1)
     if draws.ndim != 2 or len(draws) != len(estimate) or draws.shape[1] == 0:
         raise ValueError(f"draws must be ({len(estimate)}, R), R > 0; got {draws.shape}")
     unscored = np.isnan(estimate) | np.isnan(draws).any(axis=1)
@@ -86,14 +77,14 @@ def rank_sets(estimate: np.ndarray, draws: np.ndarray, level: float = 0.95) -> R
         )
     drawn = ranks(draws)
     tail = (1 - level) / 2
-    lowest = np.quantile(drawn, tail, axis=1, method="inverted_cdf").astype(int)
-    highest = np.quantile(drawn, 1 - tail, axis=1, method="inverted_cdf").astype(int)
+    best = np.quantile(drawn, tail, axis=1, method="inverted_cdf").astype(int)
+    worst = np.quantile(drawn, 1 - tail, axis=1, method="inverted_cdf").astype(int)
     above = np.sign(estimate[:, None] - estimate[None, :])
     drawn_above = np.sign(draws[:, None] - draws[None, :])
     flips = (drawn_above != above[:, :, None]).mean(axis=2)
     tied = (flips > 1 - level) & ~np.eye(len(flips), dtype=bool)
     ties = [np.flatnonzero(row).tolist() for row in tied]
-    return RankSets(ranks(estimate), lowest, highest, ties)
+    return RankSets(ranks(estimate), best, worst, ties)
 
 
 def spread(estimate: np.ndarray, draws: np.ndarray, level: float = 0.95) -> np.ndarray:
@@ -113,25 +104,74 @@ def spread(estimate: np.ndarray, draws: np.ndarray, level: float = 0.95) -> np.n
     return estimate[:, None] + np.quantile(around, [tail, 1 - tail], axis=1).T
 
 
-def top(names: Sequence[str], scores: np.ndarray, k: int) -> list[str]:
-    """Choose the k names of highest score, in the order in which they came; ties to the earlier.
+def rank_table(
+    names: Sequence[str], estimate: np.ndarray, draws: np.ndarray | None, level: float
+) -> pd.DataFrame:
+    """Table of `LayerScores.rank`; without draws its columns about them are missing values."""
+    import pandas as pd
 
-    Raises
-    ------
-    ValueError
-        ``k`` is not between 1 and the number of names, or a score is NaN.
+    check_number(level, "level", above=0, below=1)
+    check_scored(names, estimate, "ranked")
+    own = ranks(estimate)
+    if draws is None:
+        best = worst = pd.array([pd.NA] * len(own), dtype="Int64")
+        low, high, ties = np.nan, np.nan, None
+    else:
+        _, best, worst, tied = rank_sets(estimate, draws, level)
+        low, high = spread(estimate, draws, level).T
+        ties = [_spans(own[others].tolist()) for others in tied]
+    table = {"layer": names, "rank": own, "best": best, "worst": worst, "score": estimate}
+    table |= {"low": low, "high": high, "tied_with": ties}
+    return pd.DataFrame(table).sort_values("rank", kind="stable", ignore_index=True)
+
+
+def _spans(numbers: Iterable[int]) -> str:
+    """Whole numbers as a short text.
 
     Examples
     --------
-    >>> import numpy as np
-    >>> top(["a", "b", "c"], np.array([0.3, 0.1, 0.9]), 2)
-    ['a', 'c']
+    >>> _spans([2, 3, 4, 6])
+    '2..4,6'
     """
-    scores = np.asarray(scores, dtype=float)
-    if not 1 <= k <= len(names):
-        raise ValueError(f"k must be between 1 and the {len(names)} layers to choose from; got {k}")
-    if np.isnan(scores).any():
-        unscored = [name for name, score in zip(names, scores, strict=True) if np.isnan(score)]
-        raise ValueError(f"every layer needs a score to be selected by; NaN for {unscored}")
-    chosen = np.argsort(-scores, kind="stable")[:k]
-    return [names[i] for i in sorted(chosen)]
+    spans: list[list[int]] = []
+    for number in sorted(set(numbers)):
+        if spans and spans[-1][1] == number - 1:
+            spans[-1][1] = number
+        else:
+            spans.append([number, number])
+    # Two dots: what stands about a hyphen, a spreadsheet takes for a date.
+    return ",".join(f"{low}..{high}" if low < high else f"{low}" for low, high in spans)
+
+
+def settling_table(sizes: Sequence[int], curves: np.ndarray) -> pd.DataFrame:
+    """Table of `LayerScores.settling`, of scores (L, S) at S sample sizes."""
+    import pandas as pd
+    from scipy.stats import kendalltau
+
+    steps = range(len(sizes) - 1)
+    taus = [kendalltau(curves[:, i], curves[:, i + 1]).statistic for i in steps]
+    columns = {"from_samples": sizes[:-1], "to_samples": sizes[1:], "tau": np.array(taus, float)}
+    return pd.DataFrame(columns)
+
+
+def scores_by(frame: pd.DataFrame, by: By, among: Sequence[str] | None = None) -> np.ndarray:
+    """Numbers (L,) of a column (``among`` these, or all that hold numbers), or of a function."""
+    if callable(by):
+        values = np.asarray(by(frame), dtype=float)
+        if values.shape != (len(frame),):
+            raise ValueError(
+                f"by= must give one number for each of {len(frame)} layers; got {values.shape}"
+            )
+        return values
+    if among is None:
+        among = [name for name in frame if frame[name].dtype.kind in "if"]
+    if by not in among:
+        raise ValueError(f"by= must be a function or one of {list(among)}; got {by!r}")
+    return frame[by].to_numpy(float)
+
+
+def check_scored(names: Sequence[str], scores: np.ndarray, what: str) -> None:
+    """``ValueError`` that names the layers without a score to be ``what`` by."""
+    unscored = [name for name, score in zip(names, scores, strict=True) if np.isnan(score)]
+    if unscored:
+        raise ValueError(f"every layer needs a score to be {what} by; NaN for {unscored}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,23 +15,23 @@ from tqdm import tqdm
 
 from geomkd.common.checks import check_dataset_size, check_definition, check_int, check_names
 from geomkd.data.sample import Sample
-from geomkd.data.sources import can_be_read_again, to_device
 from geomkd.geometry.columns import Columns, column_slices, residual_gram
 from geomkd.geometry.draws import SampleDraws
 from geomkd.geometry.gram import ClassGram
 from geomkd.geometry.precision import scale_of
 from geomkd.geometry.principal import SubsetGram
-from geomkd.measures.table import LABEL_FREE, named
-from geomkd.network.forward import Forward, call, evaluating, first_tensor, on_device, unwrap
+from geomkd.measures.table import named
+from geomkd.network.forward import Forward, evaluating, on_device, unwrap
 from geomkd.network.layers import survey
 from geomkd.network.pooling import check_pool
+from geomkd.scoring.arguments import example_of, label_options, predicted
 from geomkd.scoring.feature_reader import Reader
 from geomkd.scoring.layer_measures import LayerMeasures, check_sweep
 from geomkd.scoring.layer_scores import LayerScores
-from geomkd.scoring.plan import BATCH, Stored, parse_bytes, plan_of
-from geomkd.scoring.processes import Row, Share
-
-EXAMPLES = 2  # samples of the batch that tells the layers
+from geomkd.scoring.plan import Stored, parse_bytes, plan_of
+from geomkd.scoring.processes import Share, together
+from geomkd.scoring.rows import Row, scores_of
+from geomkd.scoring.settings import Settings
 
 
 def score_layers(
@@ -71,11 +70,9 @@ def score_layers(
     layers : sequence of str, optional
         Names of modules; by default what `candidate_layers` lists.
     measures : sequence of str and callable
-        "knowledge_quality", or what `geomkd.measures` has: two_nn, mle_dimension, knn_accuracy,
-        silhouette, nearest_class_mean, fisher_ratio, pca_dimension, participation_ratio,
-        spectral_entropy, effective_rank, power_law_alpha, isotropy, linear_probe, neural_collapse,
-        logme, h_score, gbc; "cka_to_last", `cka` with the head's input or else the last layer;
-        and functions of ((n, d) features, (n,) labels) that return a number, under their own names.
+        "knowledge_quality", other names or functions of `geomkd.measures`; "cka_to_last", `cka`
+        with the head's input or else the last layer; and functions of ((n, d) features, (n,)
+        labels) that return a number, under their own names.
     samples : int
         Most samples in all, equally many of every class; fewer where a class has fewer.
     entropy_per_class : int, optional
@@ -174,81 +171,52 @@ def score_layers(
     names = None if layers is None else check_names(layers, "layers")
     budget = parse_bytes(memory)
     keys = {"input_key": input_key, "label_key": label_key}
-    with Share() as share, evaluating(model), on_device(model, device) as place:
-        known = _labels(labels, wanted, lambda: predicted(model, data, place, forward, **keys))
-        sample = Sample(
-            data, samples, seed=seed, entropy_per_class=entropy_per_class, **known, **keys
-        )
-        size = check_dataset_size(
-            max(sample.total, len(sample)) if dataset_size is None else dataset_size, len(sample)
-        )
-        sweep = check_sweep(sweep, len(sample), len(sample.classes.sizes))
-        draws = SampleDraws(sample.classes.index, sample.classes.sizes, subsamples, seed, sweep)
-        given = torch.tensor(sample.classes.names)[sample.classes.index]
-        measures = LayerMeasures(wanted, draws, given, definition, size, null, center)
-        share.settings = {
-            "model": type(unwrap(model)).__name__,
-            "measures": list(wanted),
-            "definition": definition,
-            "pool": pool,
-            "center": center,
-            "samples": len(sample),
-            "samples_per_class": [min(sample.classes.sizes), max(sample.classes.sizes)],
-            "classes": len(sample.classes.sizes),
-            "labels": labels if isinstance(labels, str) else "own" if labels is None else "given",
-            "subset": len(draws.rows),
-            "subset_classes": draws.index[draws.rows].tolist(),
-            "entropy_per_class": None if entropy_per_class is None else int(entropy_per_class),
-            "dataset_size": size,
-            "subsamples": subsamples,
-            "sweep": sweep,
-            "null": null,
-            "seed": seed,
-        }
-        example = to_device(next(sample.batches(EXAMPLES)), place)
-        found = survey(model, example, names, forward=forward)
-        chosen = sorted(found.layers, key=lambda layer: layer.order)
-        stored = [Stored.of(layer, pool) for layer in chosen]
-        more = measures.bytes(max(s.dim for s in stored), len(stored))
-        plan = plan_of(stored, sample, budget, found.sample_bytes, halves=subsamples > 0, more=more)
-        share.take(plan, sample)
-        reader = Reader(model, sample, forward, pool, place)
-        _Job(reader, share, measures).run(progress)
-    return LayerScores.of(share.rows, share.settings)
 
-
-def predicted(
-    model: nn.Module, data: Any, device: torch.device, forward: Forward | None, **keys: Any
-) -> Tensor:
-    """Classes of largest output for all of the data, (N,): a pass over it, model as it is."""
-    if not can_be_read_again(data):
-        raise ValueError('labels="predicted" needs data of known length; got an iterable')
-    every = Sample(data, sys.maxsize, seed=0, labelled=False, **keys)
-    found = []
-    for batch in every.batches(BATCH):
-        with torch.no_grad():
-            output = first_tensor(call(unwrap(model), to_device(batch, device), forward))
-        if output.ndim != 2 or output.shape[1] < 2:
-            raise ValueError(
-                f'labels="predicted" needs a model that gives (B, C) scores; got '
-                f"{tuple(output.shape)}"
+    def act(share: Share) -> None:
+        with evaluating(model), on_device(model, device) as place:
+            known = label_options(
+                labels, wanted, lambda: predicted(model, data, place, forward, **keys)
             )
-        found.append(output.argmax(dim=1).cpu())
-    return torch.cat(found)
+            sample = Sample(
+                data, samples, seed=seed, entropy_per_class=entropy_per_class, **known, **keys
+            )
+            n, sizes, index = len(sample), sample.classes.sizes, sample.classes.index
+            size = max(sample.total, n) if dataset_size is None else dataset_size
+            size = check_dataset_size(size, n)
+            smaller = check_sweep(sweep, n, len(sizes))
+            draws = SampleDraws(index, sizes, subsamples, seed, smaller)
+            given = torch.tensor(sample.classes.names)[index]
+            scored = LayerMeasures(wanted, draws, given, definition, size, null, center)
+            share.settings = Settings(
+                model=type(unwrap(model)).__name__,
+                measures=tuple(wanted),
+                definition=definition,
+                pool=pool,
+                center=center,
+                samples=n,
+                samples_per_class=(min(sizes), max(sizes)),
+                classes=len(sizes),
+                labels=labels if isinstance(labels, str) else "own" if labels is None else "given",
+                subset=len(draws.rows),
+                subset_classes=tuple(index[draws.rows].tolist()),
+                entropy_per_class=None if entropy_per_class is None else int(entropy_per_class),
+                dataset_size=size,
+                subsamples=subsamples,
+                sweep=tuple(smaller),
+                null=null,
+                seed=seed,
+            )
+            found = survey(model, example_of(sample, place), names, forward=forward)
+            chosen = sorted(found.layers, key=lambda layer: layer.order)
+            stored = [Stored.of(layer, pool) for layer in chosen]
+            more = scored.bytes(max(s.dim for s in stored), len(stored))
+            halves = subsamples > 0
+            plan = plan_of(stored, sample, budget, found.sample_bytes, halves=halves, more=more)
+            share.take(plan, sample)
+            reader = Reader(model, sample, forward, pool, place)
+            _Job(reader, share, scored).run(progress)
 
-
-def _labels(labels: Any, wanted: dict, predict: Callable[[], Tensor]) -> dict[str, Any]:
-    """Turn ``labels=`` into options of the sample."""
-    if not isinstance(labels, str):
-        return {"labels": labels}
-    if labels == "predicted":
-        return {"labels": predict(), "lonely": False}
-    if labels != "none":
-        raise ValueError(f'labels must be an array, "predicted" or "none"; got {labels!r}')
-    needing = [name for name, own in wanted.items() if own is None and name not in LABEL_FREE]
-    if needing:
-        raise ValueError(f"these measures need labels: {needing}; without: {list(LABEL_FREE)}")
-    return {"labelled": False}
+    return scores_of(*together(act))
 
 
 @dataclass
@@ -261,19 +229,23 @@ class _Job:
 
     def run(self, progress: bool) -> None:
         """Add the rows of the layers to the share's, one after the other."""
-        sample, plan = self.reader.sample, self.share.plan
-        entropy = sum(sample.entropy_size(a) or 0 for a in range(len(sample.classes.sizes)))
-        total = plan.passes * (len(sample) + entropy)
-        hidden = not (progress and self.share.world.is_first)
-        with tqdm(total=total, unit=" samples", disable=hidden, leave=False) as bar:
+        with self._bar(progress) as bar:
             self.reader.seen = bar.update
-            for group in plan.groups:
+            for group in self.share.plan.groups:
                 bar.set_description(group[0].layer.name)
                 squares = self._entropy_grams(group)
                 for stored, *features in self._columns(group):
                     row = self._row(stored, *features, squares[stored.layer.name])
                     self.share.rows.append(row)
                     del features  # they hold the layer's
+
+    def _bar(self, progress: bool) -> tqdm:
+        """Bar of the samples that all passes read; of the first process alone."""
+        sample = self.reader.sample
+        entropy = sum(sample.entropy_size(a) or 0 for a in range(len(sample.classes.sizes)))
+        total = self.share.plan.passes * (len(sample) + entropy)
+        hidden = not (progress and self.share.world.is_first)
+        return tqdm(total=total, unit=" samples", disable=hidden, leave=False)
 
     def _row(
         self,
@@ -292,7 +264,7 @@ class _Job:
             )
             with told_of(stored.layer.name):
                 scored = self.measures.of(gram, subset, features, squares)
-            return Row(stored, scored.row, scored.draws, scored.sweep, subset.packed())
+            return Row(stored, *scored, subset.packed())
         except (TypeError, ValueError) as error:
             kind = TypeError if isinstance(error, TypeError) else ValueError
             raise kind(f"layer {stored.layer.name!r}: {error}") from error
@@ -337,4 +309,4 @@ def told_of(layer: str) -> Iterator[None]:
         warnings.simplefilter("always")
         yield
     for warning in caught:
-        warnings.warn(f"layer {layer!r}: {warning.message}", warning.category, stacklevel=6)
+        warnings.warn(f"layer {layer!r}: {warning.message}", warning.category, stacklevel=8)

@@ -12,23 +12,17 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from geomkd.common.checks import as_features, check_finite, check_int, check_names
+from geomkd.common.checks import as_features, check_choice, check_finite, check_int, check_names
 from geomkd.data.sample import Sample
 from geomkd.data.sources import to_device
 from geomkd.geometry.precision import exact_arithmetic, scale_of
 from geomkd.geometry.principal import principal
-from geomkd.measures.similarity import (
-    Triangle,
-    procrustes_from,
-    products_of,
-    triangle_of,
-    triangle_products,
-)
+from geomkd.measures import similarity as alike
 from geomkd.network.forward import Forward, evaluating, on_device, unwrap
 from geomkd.network.hooks import features_of
 from geomkd.network.layers import survey
 from geomkd.network.pooling import check_pool, pooled
-from geomkd.scoring.score_layers import EXAMPLES
+from geomkd.scoring.arguments import example_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -127,8 +121,7 @@ def similarity_matrix(
     >>> frame.shape, frame.attrs["n"], bool(frame.loc["1", "1"].round(6) == 1)
     ((3, 3), 60, True)
     """
-    if measure not in MEASURES:
-        raise ValueError(f"measure must be one of {MEASURES}; got {measure!r}")
+    check_choice(measure, "measure", MEASURES)
     check_pool(pool)
     batch_size = check_int(batch_size, "batch_size", least=FEWEST)
     seed = check_int(seed, "seed", least=0)
@@ -155,23 +148,20 @@ def similarity_matrix(
         for model, layers, of in ((a, layers_a, "layers_a"), (b, layers_b, "layers_b")):
             stack.enter_context(evaluating(model))
             place = stack.enter_context(on_device(model, device))
-            example = to_device(next(sample.batches(EXAMPLES)), place)
             names = None if layers is None else check_names(layers, of)
-            chosen = survey(model, example, names, forward=forward).layers
+            chosen = survey(model, example_of(sample, place), names, forward=forward).layers
             kinds_of = {layer.name: layer.kind for layer in chosen}
             sides.append(_Side(model, kinds_of, place, pool, forward))
         return _streamed(*sides, sample, batch_size, progress, made)
 
 
 def _kind(value: Any, name: str) -> str:
-    if isinstance(value, Mapping):
-        return "mapping"
-    if isinstance(value, nn.Module):
-        return "model"
-    raise TypeError(
-        f"{name} must be a torch.nn.Module or a mapping of layer names to features; "
-        f"got {type(value).__name__}"
-    )
+    if not isinstance(value, Mapping | nn.Module):
+        raise TypeError(
+            f"{name} must be a torch.nn.Module or a mapping of layer names to features; "
+            f"got {type(value).__name__}"
+        )
+    return "mapping" if isinstance(value, Mapping) else "model"
 
 
 def _frame(values: Tensor, rows: Sequence[str], columns: Sequence[str], made: dict) -> pd.DataFrame:
@@ -193,7 +183,8 @@ def _of_mappings(
     right = left if same else _features(b, layers_b, "b")
     both = [*left.values(), *right.values()]
     sizes, places = {len(x) for x in both}, {x.device for x in both}
-    least = FEWEST if made["measure"] == "cka" else 2
+    of_cka = made["measure"] == "cka"
+    least = FEWEST if of_cka else 2
     if len(sizes) > 1 or min(sizes, default=0) < least:
         raise ValueError(
             f"all layers must hold the same n >= {least} samples; got n = {sorted(sizes)}"
@@ -203,8 +194,7 @@ def _of_mappings(
     with exact_arithmetic(both[0].device):
         xs = list(left.values())
         ys = xs if same else list(right.values())
-        values = _distances(xs, ys) if made["measure"] == "procrustes" else None
-        values = products_of(xs, ys, True).ratio() if values is None else values
+        values = alike.products_of(xs, ys, True).ratio() if of_cka else _distances(xs, ys)
     return _frame(values, left, right, {**made, "n": len(xs[0]), "batch_size": len(xs[0])})
 
 
@@ -223,7 +213,7 @@ def _features(features: Features, layers: Any, of: str) -> dict[str, Tensor]:
 def _distances(xs: list[Tensor], ys: list[Tensor]) -> Tensor:
     left = [principal(x) for x in xs]
     right = left if ys is xs else [principal(y) for y in ys]
-    return torch.stack([torch.stack([procrustes_from(p, q) for q in right]) for p in left])
+    return torch.stack([torch.stack([alike.procrustes_from(p, q) for q in right]) for p in left])
 
 
 # ---- features that are streamed ------------------------------------------------------------------
@@ -240,10 +230,10 @@ class _Side:
     forward: Forward | None
     scales: dict[str, tuple[Tensor, int]] = field(default_factory=dict)
 
-    def grams(self, batch: Any, names: Sequence[str], size: int) -> dict[str, Triangle]:
+    def grams(self, batch: Any, names: Sequence[str], size: int) -> dict[str, alike.Triangle]:
         """Triangles of the Gram matrices of some layers, each made as soon as the layer has run."""
 
-        def take(name: str, tensor: Tensor) -> Triangle:
+        def take(name: str, tensor: Tensor) -> alike.Triangle:
             try:
                 x = as_features(pooled(tensor.detach(), self.kinds[name], self.pool))
                 check_finite(x)
@@ -258,7 +248,7 @@ class _Side:
                         f"the first batch; got {tuple(tensor.shape)} (inputs of one shape are "
                         "needed; where only the number of tokens differs, pool='mean' helps)"
                     )
-                return triangle_of(x, scale)
+                return alike.triangle_of(x, scale)
 
         inputs = to_device(batch, self.device)
         return features_of(self.model, inputs, names, forward=self.forward, take=take)
@@ -286,13 +276,14 @@ def _streamed(
             xs = [of_a[name] for name in rows]
             ys = xs if one_model and rows == columns else [of_b[name] for name in columns]
             with exact_arithmetic(a.device):
-                found = triangle_products(xs, ys if ys is xs else [_to(xs[0], t) for t in ys])
+                moved = ys if ys is xs else [_to(xs[0], t) for t in ys]
+                found = alike.triangle_products(xs, moved)
             total = found if total is None else total.plus(found)
             bar.update(size)
     return _frame(total.ratio(), rows, columns, {**made, "n": count * size, "batch_size": size})
 
 
-def _to(other: Triangle, t: Triangle) -> Triangle:
+def _to(other: alike.Triangle, t: alike.Triangle) -> alike.Triangle:
     """Move a triangle to the device of another."""
     place = other.sq.device
-    return Triangle([rows.to(place) for rows in t.rows], t.sq.to(place), t.floor.to(place))
+    return alike.Triangle([rows.to(place) for rows in t.rows], t.sq.to(place), t.floor.to(place))

@@ -74,8 +74,8 @@ def test_more_teacher_layers_than_student_layers():
 @pytest.mark.parametrize(
     ("names", "error", "text"),
     [
-        ("layer4", TypeError, "must be a list of layer names; got str 'layer4'"),
-        ([3], TypeError, r"must hold layer names \(str\); got int 3"),
+        ("layer4", TypeError, r"must be a list of layer names \(str\); got 'layer4'"),
+        ([3], TypeError, r"must be a list of layer names \(str\); got \[3\]"),
         ([], ValueError, "at least one layer name"),
         (["a", "b", "a"], ValueError, r"must differ from each other; got \['a'\] more than once"),
     ],
@@ -102,9 +102,9 @@ def test_teacher_layers_by_their_place(how, k, names):
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"how": "first"}, "how must be 'evenly_spaced' or 'last'; got 'first'"),
-        ({"k": 10}, "k must be at most the 9 layers of the teacher; got 10"),
-        ({"k": 0}, "k must be at least 1; got 0"),
+        ({"how": "first"}, r"how must be one of \('evenly_spaced', 'last'\); got 'first'"),
+        ({"k": 10}, "k must be between 1 and the 9 layers to choose from; got 10"),
+        ({"k": 0}, "k must be between 1 and the 9 layers to choose from; got 0"),
     ],
 )
 def test_choosing_is_checked(options, text):

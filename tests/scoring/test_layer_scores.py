@@ -1,8 +1,7 @@
-"""LayerScores: its table, ranks, choice of layers, file and picture."""
+"""LayerScores: its table, ranks and pictures."""
 
 import json
-import os
-import zipfile
+from dataclasses import FrozenInstanceError
 
 import matplotlib
 import numpy as np
@@ -11,58 +10,18 @@ import pytest
 import torch
 from matplotlib.axes import Axes
 from oracle import TERMS
-from torch import nn
-
-from geomkd import LayerScores, score_layers
+from scored import QUALITY, SETTINGS, jumping, legend_of, made, measured
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-QUALITY = [1.0, 3.0, 2.0, 9.0]
-
-
-def made(draws=None, quality=QUALITY, **settings):
-    """Scores of four layers, the last after the head's input, with given half-samples."""
-    n = len(quality)
-    frame = pd.DataFrame(
-        {
-            "layer": ["stem", "block", "fc.input", "fc.act"][:n],
-            "depth": range(n),
-            "kind": ["map", "map", "vector", "vector"][:n],
-            "role": ["activation", "block", "head_input", "head"][:n],
-            "shape": [(8, 4, 4), (16, 2, 2), (16,), (5,)][:n],
-            "n": 60,
-            "dim": [128, 64, 16, 5][:n],
-            "separation": [0.4, 0.3, 0.2, 0.1][:n],
-            "information": [0.5, 0.5, 0.5, 0.5][:n],
-            "efficiency": [0.1, 0.2, 0.3, 0.4][:n],
-            "quality": quality,
-            "mean_norm": [1.0, 2.0, 3.0, 4.0][:n],
-        }
-    )
-    if draws is None:
-        drawn = {name: np.empty((n, 0)) for name in TERMS}
-    else:
-        drawn = {name: np.tile(frame[name].to_numpy()[:, None], draws.shape[1]) for name in TERMS}
-        drawn["quality"] = draws
-    defaults = {"model": "Net", "definition": "published", "samples": 60, "partial": False}
-    return LayerScores(frame, drawn, defaults | settings)
-
-
-def jumping(flips=6, total=50):
-    """Half-samples in which "block" falls below "fc.input" in ``flips`` of ``total``."""
-    draws = np.tile(np.array(QUALITY)[:, None], total)
-    draws[1, :flips] = 1.5
-    return draws
+from geomkd import LayerScores
+from geomkd.scoring.settings import Settings
 
 
 @pytest.fixture(scope="module")
 def scores():
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 4), nn.Tanh())
-    y = torch.arange(40) % 4
-    x = torch.randn(4, 1, 8, 8)[y] + torch.randn(40, 1, 8, 8)
-    return score_layers(model, (x, y), subsamples=8, progress=False)
+    return measured()
 
 
 @pytest.fixture(autouse=True)
@@ -99,7 +58,7 @@ def test_to_frame_is_a_copy():
 
 
 def test_settings_say_how(scores):
-    assert scores.settings == {
+    expected = {
         "model": "Sequential",
         "measures": ["knowledge_quality"],
         "definition": "published",
@@ -119,6 +78,17 @@ def test_settings_say_how(scores):
         "seed": 0,
         "partial": False,
     }
+    assert scores.settings == expected and list(scores.settings) == list(expected)
+    assert json.loads(json.dumps(scores.settings)) == expected
+
+
+def test_settings_stay_as_they_are(scores):
+    scores.settings["samples"] = 1
+    scores.settings["measures"].append("gbc")
+    assert scores.settings["samples"] == 40 and scores.settings["measures"] == ["knowledge_quality"]
+    with pytest.raises(FrozenInstanceError):
+        scores.how.samples = 1
+    assert isinstance(hash(scores.how), int)  # nothing in it can change
 
 
 # ---- rank ----------------------------------------------------------------------------------------
@@ -126,17 +96,35 @@ def test_settings_say_how(scores):
 
 def test_rank():
     table = made(jumping()).rank()
+    columns = ["layer", "rank", "best", "worst", "score", "low", "high", "tied_with"]
+    assert list(table) == columns
     assert list(table["layer"]) == ["fc.act", "block", "fc.input", "stem"]
     assert list(table["score"]) == [9.0, 3.0, 2.0, 1.0]
     assert list(table["rank"]) == [1, 2, 3, 4]
-    assert list(table["lowest_rank"]) == [1, 2, 2, 4]
-    assert list(table["highest_rank"]) == [1, 3, 3, 4]
-    assert list(table["tied_with"]) == ["", "fc.input", "block", ""]
+    assert list(table["best"]) == [1, 2, 2, 4]
+    assert list(table["worst"]) == [1, 3, 3, 4]
+    assert list(table["tied_with"]) == ["", "3", "2", ""]
+
+
+@pytest.mark.parametrize("columns", [0, 20])
+def test_print_shows_every_column(columns):
+    """At the 80 characters of a terminal (0) or of a file (20), with resnet34's layers."""
+    names = ["relu", *(f"layer{i}.{j}" for i, n in enumerate((3, 4, 6, 3), 1) for j in range(n))]
+    names, rng = [*names, "fc.input"], np.random.default_rng(0)
+    estimate = -rng.uniform(1, 9, 18)
+    draws = estimate[:, None] + rng.normal(0, 0.2, (18, 50))
+    frame = pd.DataFrame({"layer": names, "quality": estimate})
+    table = LayerScores(frame, {"quality": draws}, Settings.of(SETTINGS)).rank()
+    assert max(map(len, table["tied_with"])) >= 6
+    with pd.option_context("display.max_columns", columns, "display.width", 80):
+        lines = str(table).split("\n")
+    assert lines[0].split() == list(table) and len(lines) == 19
+    assert 70 < max(map(len, lines)) <= 80 and not any("..." in line for line in lines)
 
 
 def test_rank_at_a_lower_level_is_surer():
     table = made(jumping()).rank(0.7)
-    assert list(table["lowest_rank"]) == list(table["highest_rank"]) == [1, 2, 3, 4]
+    assert list(table["best"]) == list(table["worst"]) == [1, 2, 3, 4]
     assert set(table["tied_with"]) == {""}
 
 
@@ -148,11 +136,11 @@ def test_rank_and_spread_by_a_direct_computation(scores):
         assert row["score"] == frame.loc[name, "quality"]
         assert row["rank"] == 1 + sum(frame["quality"] > frame.loc[name, "quality"])
         taken = np.sort([1 + np.sum(drawn > drawn[i]) for drawn in draws.T])
-        assert row["lowest_rank"] == taken[0]  # the first of 8 reaches a share of 0.1
-        assert row["highest_rank"] == taken[7]
+        assert row["best"] == taken[0]  # the first of 8 reaches a share of 0.1
+        assert row["worst"] == taken[7]
         around = draws[i] - draws[i].mean()
-        assert row["spread_low"] == pytest.approx(row["score"] + np.quantile(around, 0.1))
-        assert row["spread_high"] == pytest.approx(row["score"] + np.quantile(around, 0.9))
+        assert row["low"] == pytest.approx(row["score"] + np.quantile(around, 0.1))
+        assert row["high"] == pytest.approx(row["score"] + np.quantile(around, 0.9))
 
 
 def test_equal_scores_share_a_rank():
@@ -164,21 +152,22 @@ def test_equal_scores_share_a_rank():
 def test_rank_without_half_samples():
     table = made().rank()
     assert list(table["rank"]) == [1, 2, 3, 4]
-    missing = ["lowest_rank", "highest_rank", "spread_low", "spread_high", "tied_with"]
+    missing = ["best", "worst", "low", "high", "tied_with"]
     assert table[missing].isna().all(axis=None)
 
 
 def test_rank_by_another_column_or_a_function():
     scores = made(jumping())
     assert scores.rank(by="separation")["layer"][0] == "stem"
-    assert scores.rank(by="separation")["lowest_rank"].tolist() == [1, 2, 3, 4]
+    assert scores.rank(by="separation")["best"].tolist() == [1, 2, 3, 4]
     other = scores.rank(by="mean_norm")
-    assert list(other["rank"]) == [1, 2, 3, 4] and other["lowest_rank"].isna().all()
+    assert list(other["rank"]) == [1, 2, 3, 4] and other["best"].isna().all()
     twice = scores.rank(by=lambda frame: 2 * frame["quality"] + 0 * frame["mean_norm"])
+    scaled = ["score", "low", "high"]
     pd.testing.assert_frame_equal(
-        twice.drop(columns=["score", "spread_low", "spread_high"]),
-        scores.rank().drop(columns=["score", "spread_low", "spread_high"]),
+        twice.drop(columns=scaled), scores.rank().drop(columns=scaled), check_exact=True
     )
+    np.testing.assert_allclose(twice[scaled], 2 * scores.rank()[scaled])
 
 
 @pytest.mark.parametrize("level", [0, 1, -0.5, 95])
@@ -197,30 +186,6 @@ def test_layer_without_a_score_is_named():
         scores.select(1)
 
 
-# ---- select --------------------------------------------------------------------------------------
-
-
-def test_select_is_in_order_of_depth_and_before_the_head():
-    assert made().select(1) == ["block"]
-    assert made().select(2) == ["block", "fc.input"]
-    assert made().select(3) == ["stem", "block", "fc.input"]
-
-
-def test_select_by_column_or_function():
-    assert made().select(1, by="separation") == ["stem"]
-    assert made().select(1, by="dim") == ["stem"]
-    assert made().select(1, by=lambda frame: -frame["quality"]) == ["stem"]
-    seen = []
-    made().select(2, by=lambda frame: seen.append(len(frame)) or np.arange(len(frame)))
-    assert seen == [4]
-
-
-@pytest.mark.parametrize("k", [0, 4, -1])
-def test_select_too_many_or_none(k):
-    with pytest.raises(ValueError, match=f"between 1 and the 3 layers to choose from; got {k}"):
-        made().select(k)
-
-
 @pytest.mark.parametrize(
     ("by", "text"),
     [
@@ -236,159 +201,7 @@ def test_by_errors(by, text):
             use(1, by=by)
 
 
-# ---- files ---------------------------------------------------------------------------------------
-
-
-def test_what_is_saved_is_loaded(scores, tmp_path):
-    path = scores.save(tmp_path / "a.scores")
-    assert path == tmp_path / "a.scores" and list(tmp_path.iterdir()) == [path]
-    loaded = LayerScores.load(path)
-    pd.testing.assert_frame_equal(loaded.to_frame(), scores.to_frame())
-    assert list(loaded.to_frame()["shape"]) == [(4, 6, 6), (144,), (4,)]
-    assert loaded.settings == scores.settings
-    assert list(loaded.draws) == list(scores.draws)
-    for name in TERMS:
-        assert np.array_equal(loaded.draws[name], scores.draws[name])
-    assert loaded.kept.dtype == np.float32 and np.array_equal(loaded.kept, scores.kept)
-    pd.testing.assert_frame_equal(loaded.rank(), scores.rank())
-
-
-def test_scores_without_half_samples_are_saved_too(tmp_path):
-    loaded = LayerScores.load(made().save(tmp_path / "a"))
-    pd.testing.assert_frame_equal(loaded.to_frame(), made().to_frame())
-    assert loaded.draws["quality"].shape == (4, 0)
-    assert loaded.rank()["tied_with"].isna().all()
-
-
-def test_failing_write_leaves_the_old_file(tmp_path, monkeypatch):
-    path = made().save(tmp_path / "a")
-    before = path.read_bytes()
-
-    def half(file, **arrays):
-        file.write(b"half")
-        raise OSError("disk full")
-
-    monkeypatch.setattr(np, "savez_compressed", half)
-    with pytest.raises(OSError, match="disk full"):
-        made(jumping()).save(path)
-    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
-
-
-def header_of(path):
-    return json.loads(np.load(path)["header"].tobytes())
-
-
-def rewrite(path, header):
-    text = np.frombuffer(json.dumps(header).encode(), dtype=np.uint8)
-    with path.open("wb") as file:
-        np.savez(file, header=text)
-
-
-def truncated(path):
-    path.write_bytes(path.read_bytes()[:-40])
-
-
-def damaged(path):
-    data = bytearray(path.read_bytes())
-    data[200:220] = bytes(20)
-    path.write_bytes(data)
-
-
-def foreign(path):
-    with path.open("wb") as file:
-        np.savez(file, x=np.zeros(3))
-
-
-def objects(path):
-    with path.open("wb") as file:
-        np.savez(file, header=np.array([{"format": "geomkd.LayerScores/2"}], dtype=object))
-
-
-def one_array(path):
-    with path.open("wb") as file:
-        np.save(file, np.zeros(3))
-
-
-def other_zip(path):
-    with zipfile.ZipFile(path, "w") as file:
-        file.writestr("header", "{}")
-
-
-SPOILS = {
-    "truncated": truncated,
-    "damaged": damaged,
-    "foreign npz": foreign,
-    "object array": objects,
-    "npy": one_array,
-    "zip": other_zip,
-    "empty": lambda path: path.write_bytes(b""),
-    "text": lambda path: path.write_text("layer,quality\nfc,1.0\n"),
-    "other format": lambda path: rewrite(path, header_of(path) | {"format": "other/1"}),
-    "older format": lambda path: rewrite(
-        path, header_of(path) | {"format": "geomkd.LayerScores/1"}
-    ),
-    "no half-samples": lambda path: rewrite(path, header_of(path)),
-    "no columns": lambda path: rewrite(path, {"format": "geomkd.LayerScores/2"}),
-    "list": lambda path: rewrite(path, [1]),
-}
-
-
-@pytest.mark.parametrize("spoil", SPOILS)
-def test_other_files_are_refused(spoil, tmp_path):
-    path = made(jumping()).save(tmp_path / "a")
-    SPOILS[spoil](path)
-    with pytest.raises(ValueError, match=r"a does not hold geomkd.LayerScores/2"):
-        LayerScores.load(path)
-
-
-def test_damage_anywhere_is_refused_or_harmless(tmp_path):
-    scores, rng = made(jumping()), np.random.default_rng(0)
-    path = scores.save(tmp_path / "a")
-    whole, refused = path.read_bytes(), 0
-    for turn in range(300):
-        data, start = bytearray(whole), rng.integers(len(whole))
-        data[start : len(whole) if turn % 3 == 0 else start + 8] = rng.bytes(turn % 3 * 4)
-        path.write_bytes(data)
-        try:
-            loaded = LayerScores.load(path)
-        except ValueError as error:
-            assert "does not hold geomkd.LayerScores/2" in str(error)
-            refused += 1
-        else:
-            pd.testing.assert_frame_equal(loaded.to_frame(), scores.to_frame())
-            assert np.array_equal(loaded.draws["quality"], scores.draws["quality"])
-    assert refused > 200
-
-
-class Unpickled:
-    """Leaves a folder where it is unpickled."""
-
-    def __init__(self, folder):
-        self.folder = folder
-
-    def __reduce__(self):
-        return os.mkdir, (self.folder,)
-
-
-def test_nothing_is_unpickled(tmp_path):
-    path, folder = tmp_path / "a", tmp_path / "left"
-    with path.open("wb") as file:
-        np.savez(file, header=np.array([Unpickled(str(folder))], dtype=object))
-    with pytest.raises(ValueError, match=r"a does not hold geomkd.LayerScores/2: Object arrays"):
-        LayerScores.load(path)
-    assert not folder.exists()
-
-
-def test_missing_file_is_not_a_damaged_one(tmp_path):
-    with pytest.raises(FileNotFoundError):
-        LayerScores.load(tmp_path / "none")
-
-
 # ---- pictures and text ---------------------------------------------------------------------------
-
-
-def legend_of(ax):
-    return [text.get_text() for text in ax.get_legend().get_texts()]
 
 
 def test_plot(scores):

@@ -6,14 +6,15 @@ import pandas as pd
 import pytest
 import torch
 from scipy.stats import kendalltau
+from scored import legend_of, made
 from small import mlp
-from test_layer_scores import legend_of, made
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from geomkd import LayerScores, score_layers
-from geomkd.scoring.selection import loes, redundancy, top_apart
+from geomkd.scoring.loes import loes, redundancy
+from geomkd.scoring.selection import top_apart
 
 N, WIDTHS, SWEEP = 90, (6, 40, 12, 200, 11, 3), [24, 48]
 Y = torch.arange(N) % 3
@@ -146,7 +147,7 @@ def test_settling_by_scipy(scores, by):
 def test_settling_counts_pairs():
     scores = made(sweep=[20])
     swept = {"quality": np.array([[1.0], [2.0], [3.0], [9.0]])}  # one of six pairs turned
-    scores = LayerScores(scores.frame, scores.draws, scores.settings, swept)
+    scores = LayerScores(scores.frame, scores.draws, scores.how, swept)
     assert list(scores.settling()["tau"]) == pytest.approx([(5 - 1) / 6])
 
 

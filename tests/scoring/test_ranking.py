@@ -1,9 +1,9 @@
-"""Ranks, rank sets, spreads and the choice of layers, against counting by hand."""
+"""Ranks, rank sets and spreads, against counting by hand."""
 
 import numpy as np
 import pytest
 
-from geomkd.scoring.ranking import rank_sets, ranks, spread, top
+from geomkd.scoring.ranking import _spans, check_scored, rank_sets, ranks, spread
 
 RNG = np.random.default_rng
 
@@ -19,7 +19,7 @@ def test_certain_order():
     estimate = np.array([1.0, 3.0, 2.0])
     draws = estimate[:, None] - 0.5 + RNG(0).uniform(-0.1, 0.1, (3, 50))
     sets = rank_sets(estimate, draws)
-    assert sets.rank.tolist() == sets.lowest.tolist() == sets.highest.tolist() == [3, 1, 2]
+    assert sets.rank.tolist() == sets.best.tolist() == sets.worst.tolist() == [3, 1, 2]
     assert sets.ties == [[], [], []]
 
 
@@ -28,11 +28,11 @@ def test_order_that_is_not_certain():
     draws = np.tile([[3.0], [2.0], [1.0]], 50)
     draws[0, :6] = 1.5
     sets = rank_sets(np.array([3.0, 2.0, 1.0]), draws, level=0.95)
-    assert (sets.rank.tolist(), sets.lowest.tolist()) == ([1, 2, 3], [1, 1, 3])
-    assert sets.highest.tolist() == [2, 2, 3]
+    assert (sets.rank.tolist(), sets.best.tolist()) == ([1, 2, 3], [1, 1, 3])
+    assert sets.worst.tolist() == [2, 2, 3]
     assert sets.ties == [[1], [0], []]
     surer = rank_sets(np.array([3.0, 2.0, 1.0]), draws, level=0.7)
-    assert surer.highest.tolist() == [1, 2, 3]
+    assert surer.worst.tolist() == [1, 2, 3]
     assert surer.ties == [[], [], []]
 
 
@@ -49,9 +49,9 @@ def test_central_share_of_the_ranks():
     draws = RNG(1).standard_normal((6, 50))
     sets = rank_sets(np.zeros(6), draws, level=0.95)
     drawn = np.sort([[1 + (column > s).sum() for s in column] for column in draws.T], axis=0)
-    assert sets.lowest.tolist() == drawn[1].tolist()
-    assert sets.highest.tolist() == drawn[-2].tolist()
-    assert (sets.lowest <= sets.highest).all()
+    assert sets.best.tolist() == drawn[1].tolist()
+    assert sets.worst.tolist() == drawn[-2].tolist()
+    assert (sets.best <= sets.worst).all()
 
 
 def test_equal_layers():
@@ -97,25 +97,6 @@ def test_spread_of_a_skewed_score():
     assert band == pytest.approx(np.array([[-1.0, 0.0]]))
 
 
-def test_top():
-    names = ["a", "b", "c", "d"]
-    assert top(names, np.array([0.1, 0.4, 0.2, 0.3]), 2) == ["b", "d"]
-    assert top(names, [1, 1, 1, 2], 2) == ["a", "d"]
-    assert top(names, [4, 3, 2, 1], 4) == names
-
-
-@pytest.mark.parametrize("k", [0, -1, 3])
-def test_top_of_too_many(k):
-    message = f"^k must be between 1 and the 2 layers to choose from; got {k}$"
-    with pytest.raises(ValueError, match=message):
-        top(["a", "b"], [1, 2], k)
-
-
-def test_top_needs_scores():
-    with pytest.raises(ValueError, match=r"needs a score to be selected by; NaN for \['b'\]$"):
-        top(["a", "b"], [1, np.nan], 1)
-
-
 @pytest.mark.parametrize(
     ("lost", "lowest_of_other", "tied"), [(2, 2, False), (3, 1, False), (5, 1, False), (6, 1, True)]
 )
@@ -125,6 +106,19 @@ def test_rank_sets_are_central_and_ties_need_more_flips_than_the_level_leaves(
     draws = np.ones((2, 100)) * [[2.0], [1.0]]
     draws[0, :lost] = 0.0
     sets = rank_sets(np.array([2.0, 1.0]), draws, level=0.95)
-    assert sets.highest.tolist() == [3 - lowest_of_other, 2]
-    assert sets.lowest.tolist() == [1, lowest_of_other]
+    assert sets.worst.tolist() == [3 - lowest_of_other, 2]
+    assert sets.best.tolist() == [1, lowest_of_other]
     assert sets.ties == ([[1], [0]] if tied else [[], []])
+
+
+def test_layers_without_a_score_are_named():
+    with pytest.raises(ValueError, match=r"needs a score to be selected by; NaN for \['b'\]$"):
+        check_scored(["a", "b"], np.array([1, np.nan]), "selected")
+    check_scored(["a", "b"], np.array([1, -np.inf]), "selected")
+
+
+@pytest.mark.parametrize(
+    ("numbers", "text"), [([], ""), ([4], "4"), ([3, 2], "2..3"), ([1, 9, 5, 4, 3, 5], "1,3..5,9")]
+)
+def test_numbers_as_a_short_text(numbers, text):
+    assert _spans(numbers) == text

@@ -11,6 +11,7 @@ import re
 import subprocess
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -251,7 +252,7 @@ def test_ctrl_c_in_one_process_leaves_the_rest(runs, size, name):
     expected = LayerScores(
         whole.to_frame()[rows].assign(depth=range(rows.sum())).reset_index(drop=True),
         {term: drawn[rows] for term, drawn in whole.draws.items()},
-        whole.settings | {"partial": True},
+        replace(whole.how, partial=True),
         {term: values[rows] for term, values in whole.sweep.items()},
         whole.kept[rows],
     )
