@@ -24,9 +24,9 @@ class Moments(NamedTuple):
 
     @property
     def std(self) -> Tensor:
-        """Standard deviation of each channel; never 0, and no rounding where one is constant."""
+        """Standard deviation of each channel, where it is above half precision's rounding."""
         variance = (self.second.diagonal() - self.mean.square()).clamp(min=0)
-        return variance.sqrt() + 1e-5 * self.mean.abs() + 1e-12
+        return torch.maximum(variance.sqrt(), 2e-3 * self.mean.abs()).clamp(min=1e-6)
 
     def reach(self, width: int) -> float:
         """Share of the second moment that a linear projector from ``width`` channels can reach."""

@@ -148,6 +148,12 @@ def test_moments_are_of_all_images_where_teacher_and_student_meet():
         torch.testing.assert_close(held.second, x.T @ x / len(x), rtol=1e-5, atol=1e-7)
 
 
+def test_a_channel_that_hardly_varies_is_not_blown_up():
+    mean, spread = torch.tensor([100.0, 0.0, 1.0]).double(), torch.tensor([0.01, 0.0, 0.5]).double()
+    held = Moments(mean, torch.outer(mean, mean) + torch.diag(spread**2))
+    assert held.std.tolist() == pytest.approx([0.2, 1e-6, 0.5])
+
+
 def test_reach_is_the_share_of_the_largest_eigenvalues():
     turn = torch.linalg.qr(torch.randn(3, 3, dtype=torch.float64)).Q
     second = turn @ torch.diag(torch.tensor([5.0, 3.0, 2.0]).double()) @ turn.T
