@@ -1,5 +1,7 @@
 """Neighbours, found in features and in Gram matrices, against scikit-learn's trees in float64."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ from sklearn.neighbors import NearestNeighbors
 
 from geomkd.geometry import neighbours
 from geomkd.geometry.gram import ClassGram
-from geomkd.geometry.neighbours import Neighbours, Rows, keep_nearest, search, smallest
+from geomkd.geometry.neighbours import Neighbours, Rows, keep_nearest, search, smallest, unsure
 from geomkd.geometry.precision import BLOCK
 from geomkd.geometry.row_blocks import nearest_rows
 
@@ -254,6 +256,24 @@ def test_triangle(monkeypatch):
         seen[part, cols] += 1
         seen[cols, part] += part != cols
     assert (seen == 1).all()
+
+
+def test_what_products_cannot_give():
+    """By hand: no sample as near has a larger norm than it may by the triangle inequality."""
+    residual_sq = torch.tensor([1.0, 4.0, 100.0], dtype=torch.float64)
+    source = SimpleNamespace(
+        residual_sq=residual_sq, centred_sq=residual_sq, apart=torch.tensor(3.0), dot_error=2.0**-20
+    )
+    sq = torch.tensor([[4.0, 1e6], [2.0, torch.inf], [1e-9, 4.0]], dtype=torch.float64)
+    at = torch.tensor([[1, 2], [0, 2], [0, 1]])
+    open_, error = unsure(source, Neighbours(sq, at))
+    expected = torch.tensor([[9, 10], [2 * (2**0.5 + 8), 20], [100, 100]], dtype=torch.float64)
+    torch.testing.assert_close(error, expected * 2.0**-19, rtol=1e-5, atol=0)
+    assert open_.tolist() == [[False, False], [True, False], [True, True]]
+    source.residual_sq = torch.zeros(3, dtype=torch.float64)  # then the norms' rounding is left
+    open_, error = unsure(source, Neighbours(sq, at))
+    torch.testing.assert_close(error[2, 0].item(), 101 * 2.0**-48)
+    assert open_.tolist() == [[False, False], [False, False], [True, False]]
 
 
 @pytest.mark.parametrize("k", [1, 3, 20, 64])
