@@ -18,7 +18,7 @@ from geomkd.distillation.running.checkpoint import Checkpoints
 
 # Each run starts where these are imported already.
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["torch", "pandas", "sklearn.datasets"])
+PROCESSES.set_forkserver_preload(["torch._dynamo", "pandas", "sklearn.datasets"])
 STEPS = 4 * 10
 
 
