@@ -9,7 +9,7 @@ from geomkd.measures import two_nn
 
 
 def test_speed_quick(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(speed, "QUICK", [(300, 64), (600, 64)])
+    monkeypatch.setattr(speed, "QUICK", [(300, 64)])
     monkeypatch.setattr(speed, "ROWS_AT", [(300, 64)])
     result = speed.main(["--quick", "--out", str(tmp_path / "speed.json")])
     assert json.loads((tmp_path / "speed.json").read_text()) == result

@@ -4,21 +4,18 @@ import doctest
 import hashlib
 import importlib
 import json
-import os
 import pickle
 import signal
 import statistics
-import subprocess
-import sys
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from pandas import DataFrame
 from PIL import Image
+from processes import ended, start
 from torchvision import datasets
 from torchvision import models as published
 
@@ -40,7 +37,6 @@ from benchmarks.paper.run import Teacher, accuracy_on, measured, train_student
 from geomkd import DistillationResult, candidate_layers
 from geomkd.distillation.running.fingerprints import weights_fingerprint
 
-ROOT = Path(__file__).parents[2]
 LAYERS = {"vgg19_bn": 19, "vgg11_bn": 11, "resnet34": 18, "resnet9": 6, "mobilenet_v2": 20}
 LAYERS |= {"vit_b": 13, "vit_et": 9}  # the counts of arXiv 2511.14981
 
@@ -604,13 +600,11 @@ def test_a_killed_run_ends_as_an_uninterrupted_one(tmp_path):
     for out in ("whole", "killed"):
         place_untrained_teacher(tmp_path, out, recipe)
     assert main(whole) == 0
-    environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
-    command = [sys.executable, "-m", "benchmarks.paper", *killed]
-    run = subprocess.Popen(command, cwd=ROOT, env=environment)
-    while not list((tmp_path / "killed-work").rglob("step-*.pt")) and run.poll() is None:
+    (run,) = start("benchmarks.paper", killed, output=tmp_path / "said")
+    while not list((tmp_path / "killed-work").rglob("step-*.pt")) and run.is_alive():
         time.sleep(0.01)
     run.kill()
-    assert run.wait() == -signal.SIGKILL
+    assert ended([run]) == [-signal.SIGKILL], (tmp_path / "said").read_text()
     name = "npz-images/resnet34-mobilenet_v2-ce-epochs=4-batch_size=8-seed=0.json"
     assert not (tmp_path / "killed" / name).exists()
     assert main(killed) == 0
