@@ -20,6 +20,7 @@ from geomkd.geometry.draws import SampleDraws
 from geomkd.geometry.gram import ClassGram
 from geomkd.geometry.precision import scale_of
 from geomkd.geometry.principal import SubsetGram
+from geomkd.measures.null import check_null
 from geomkd.measures.table import named
 from geomkd.network.forward import Forward, evaluating, on_device, unwrap
 from geomkd.network.layers import survey
@@ -98,7 +99,8 @@ def score_layers(
         order of the layers has settled. See `LayerScores.settling`.
     null : int
         Permutations of the labels that supervised measures are held against; adds the columns
-        ``<score>_null_mean``, ``<score>_null_95`` and ``<score>_excess``. Knowledge quality costs
+        ``<score>_null_mean``, ``_null_95`` (NaN below 19), ``_excess`` and ``_p_value``, see
+        `geomkd.measures.WithNull`. Knowledge quality costs
         as much again for each of them.
     seed : int
         Seeds the sample, the half-samples, splits and permutations.
@@ -162,7 +164,7 @@ def score_layers(
     check_definition(definition), check_pool(pool), unwrap(model)
     seed = check_int(seed, "seed", least=0)
     subsamples = check_int(subsamples, "subsamples", least=0)
-    null = check_int(null, "null", least=0)
+    null = check_null(null, stacklevel=3)
     if not isinstance(center, bool):
         raise TypeError(f"center must be True or False; got {center!r}")
     swept = not isinstance(sweep, Sequence) or len(sweep) > 0

@@ -106,7 +106,7 @@ def cases():
     zero, x = with_zero_rows()
     several = ("two_nn", "knn_accuracy", "h_score", "effective_rank", "cka_to_last", "fisher_ratio")
     several += ("knowledge_quality", mean_of_first)
-    yield "measures", case(measures=several, layers=few, sweep=[16, 32], null=1)
+    yield "measures", case(measures=several, layers=few, sweep=[16, 32], null=19)
     yield "plain", case()
     yield "slices", case(**small, memory=tight(500_000, **small))
     yield "groups", case(memory=tight(0))
