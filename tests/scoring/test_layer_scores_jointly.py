@@ -154,7 +154,7 @@ def test_settling_counts_pairs():
 def test_one_sample_size_does_not_settle(scores):
     with pytest.raises(ValueError, match="there is one sample size; score_layers"):
         score(measures=["two_nn"], subsamples=0).settling()
-    with pytest.raises(ValueError, match=r"one of \['separation', .*\]; got 'mean_norm'"):
+    with pytest.raises(ValueError, match=r"one of \[.*'separation', .*\]; got 'mean_norm'"):
         scores.swept(by="mean_norm")
 
 
