@@ -11,6 +11,7 @@ from torch import nn
 from geomkd.common.checks import check_choice, check_names
 from geomkd.network.forward import Forward
 from geomkd.network.layers import candidate_layers
+from geomkd.scoring.loes import check_k
 
 if TYPE_CHECKING:
     import pandas as pd
