@@ -4,6 +4,8 @@ Run by itself, as torchrun does it, this file is what a process does.
 """
 
 import contextlib
+import copy
+import functools
 import io
 import json
 import re
@@ -37,6 +39,7 @@ def images():
     return torch.randn(N, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 
 
+@functools.cache
 def resnet18():
     torch.manual_seed(0)
     return torchvision.models.resnet18(num_classes=CLASSES)
@@ -44,7 +47,7 @@ def resnet18():
 
 def spoiled(path):
     """A network that gives NaN from this parameter on."""
-    model = resnet18()
+    model = copy.deepcopy(resnet18())
     with torch.no_grad():
         model.get_parameter(path)[0] = float("nan")
     return model
