@@ -29,7 +29,12 @@ Keys = tuple[str | None, str | None]  # of inputs and of labels, in batches that
 
 
 def source_of(
-    data: Any, keys: Keys = (None, None), *, labelled: bool = True, streams: bool = True
+    data: Any,
+    keys: Keys = (None, None),
+    *,
+    labelled: bool = True,
+    streams: bool = True,
+    soft: bool = False,
 ) -> Tensors | Items | Stream:
     """Tell which form data has.
 
@@ -44,6 +49,8 @@ def source_of(
         False where labels do not matter and need not be there: a tensor of inputs will do.
     streams : bool
         Whether data that can be read but once will do.
+    soft : bool
+        Whether labels may be rows of probabilities.
 
     Raises
     ------
@@ -56,7 +63,7 @@ def source_of(
         return Tensors(data)
     is_list = isinstance(data, tuple | list) and not isinstance(data, Dataset)
     if is_list and (isinstance(data, tuple) or not data or isinstance(data[0], Array)):
-        return _pair(data, labelled)  # any other list is one of batches
+        return _pair(data, labelled, soft)  # any other list is one of batches
     shown = type(data).__name__
     if isinstance(data, DataLoader):
         shown += f" of {type(data.dataset).__name__}"
@@ -79,13 +86,13 @@ def can_be_read_again(data: Any) -> bool:
     return not isinstance(source_of(data, labelled=False), Stream)
 
 
-def _pair(data: tuple | list, labelled: bool) -> Tensors:
+def _pair(data: tuple | list, labelled: bool, soft: bool) -> Tensors:
     if len(data) != 2 or not all(isinstance(part, Array) for part in data):
         shown = ", ".join(type(part).__name__ for part in data)
         raise TypeError(f"data must be a pair (inputs, labels) of tensors; got ({shown})")
     inputs, labels = data
     if labelled:
-        return Tensors(inputs, labels)
+        return Tensors(inputs, labels, soft)
     if len(inputs) != len(labels):
         raise ValueError(
             "a pair of tensors is inputs and labels, of one length (two batches need an "
@@ -102,12 +109,12 @@ class Tensors:
 
     kept_bytes = 0
 
-    def __init__(self, inputs: Any, labels: Any = None) -> None:
+    def __init__(self, inputs: Any, labels: Any = None, soft: bool = False) -> None:
         self.inputs = as_tensor(inputs, "inputs")
         if self.inputs.ndim < 1 or len(self.inputs) == 0:
             raise ValueError(f"inputs must be (n, ...); got shape {tuple(self.inputs.shape)}")
         self.total = len(self.inputs)
-        self.targets = None if labels is None else as_labels(labels, self.total)
+        self.targets = None if labels is None else as_labels(labels, self.total, soft=soft)
 
     def known_labels(self) -> Tensor:
         """Labels of all samples."""
@@ -215,13 +222,15 @@ def _shapes(item: Any) -> list[torch.Size]:
 # ---- batches -------------------------------------------------------------------------------------
 
 
-def split(batch: Any, keys: Keys) -> tuple[Any, Tensor]:
+def split(batch: Any, keys: Keys, *, soft: bool = False) -> tuple[Any, Tensor]:
     """Split a batch into inputs and labels, whose form is checked here for all kinds of data."""
     inputs, labels = unpack(batch, *keys)
     if np.ndim(labels) == 0:
         raise ValueError("data must give batches; got one sample (use a DataLoader)")
     known = isinstance(labels, Array)
-    return inputs, as_labels(labels if known else np.asarray(labels))
+    if not known and isinstance(labels[0], Array) and labels[0].ndim:
+        raise ValueError("labels of several values must be tensors; got a list of tensors a batch")
+    return inputs, as_labels(labels if known else np.asarray(labels), soft=soft)
 
 
 def item_of(inputs: Any, i: int) -> Any:

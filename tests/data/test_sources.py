@@ -178,6 +178,11 @@ def test_split_checks_the_labels():
         split((X, Y.float()), (None, None))
     with pytest.raises(ValueError, match=r"must give batches; got one sample \(use a DataLoader"):
         split((X[0], 3), (None, None))
+    tags = default_collate([(X[0], [0, 1, 0]), (X[1], [1, 0, 0])])  # turned round: three pairs
+    with pytest.raises(ValueError, match="must be tensors; got a list of tensors a batch"):
+        split(tags, (None, None))
+    with pytest.raises(ValueError, match="2 ones"):
+        split((X[:2], [[1, 1, 0], [0, 1, 0]]), (None, None))
 
 
 def test_inputs_of_batches_without_labels():
