@@ -9,11 +9,15 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import (
+    BatchSampler,
     ConcatDataset,
     DataLoader,
     Dataset,
     IterableDataset,
+    RandomSampler,
+    SequentialSampler,
     Subset,
+    SubsetRandomSampler,
     TensorDataset,
     default_collate,
 )
@@ -42,7 +46,8 @@ def source_of(
     ----------
     data : pair of tensors, map-style Dataset, DataLoader, or iterable of batches
         Inputs and labels; a batch is (inputs..., labels) or a mapping. Of a DataLoader, its data
-        set, collate function and workers are used.
+        set, collate function and workers are used, and the samples that its sampler gives, in the
+        order of the data set.
     keys : (str or None, str or None)
         Where inputs and labels are in batches that are mappings; see `unpack`.
     labelled : bool
@@ -57,7 +62,8 @@ def source_of(
     TypeError
         Data of no such form.
     ValueError
-        No samples, or not as many labels as inputs.
+        No samples, not as many labels as inputs, or a sampler other than the sequential, the
+        random (each sample once) and the subset sampler.
     """
     if isinstance(data, Array) and not labelled:
         return Tensors(data)
@@ -70,7 +76,7 @@ def source_of(
         if data.batch_sampler is None:
             shown += " with batch_size=None"
         elif not isinstance(data.dataset, IterableDataset):
-            return Items(data.dataset, keys, data)
+            return Items(_given_by(data), keys, data)
     if not isinstance(data, Array | Mapping | str):
         by_index = hasattr(data, "__getitem__") and hasattr(data, "__len__")
         if by_index and not is_list and not isinstance(data, IterableDataset):
@@ -99,6 +105,28 @@ def _pair(data: tuple | list, labelled: bool, soft: bool) -> Tensors:
             f"iterator); got {len(inputs)} and {len(labels)}"
         )
     return Tensors(inputs)
+
+
+def _given_by(loader: DataLoader) -> Any:
+    """Return a loader's data set, or the subset of it that the loader's sampler gives."""
+    batches, dataset = loader.batch_sampler, loader.dataset
+    # Of the exact types alone: what a class of the user's own gives is not known.
+    sampler = batches.sampler if type(batches) is BatchSampler else batches
+    kind = type(sampler)
+    if kind is SubsetRandomSampler:
+        return Subset(dataset, sorted(int(i) for i in sampler.indices))
+    if kind is SequentialSampler or (
+        kind is RandomSampler
+        and not sampler.replacement
+        and sampler.num_samples == len(sampler.data_source)
+    ):
+        n = len(sampler.data_source)
+        return dataset if n == len(dataset) else Subset(dataset, range(n))
+    shown = kind.__name__ + " with replacement= or num_samples=" * (kind is RandomSampler)
+    raise ValueError(
+        "a DataLoader's sampler must be a SequentialSampler, RandomSampler (of every sample once) "
+        f"or SubsetRandomSampler; got {shown}: give the data set, or a Subset of what counts"
+    )
 
 
 # ---- sources -------------------------------------------------------------------------------------

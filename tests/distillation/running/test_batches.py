@@ -7,11 +7,20 @@ import numpy as np
 import pytest
 import torch
 from small import CPU, PAIRS, blobs, mlp, run_mlp, same, state
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    Subset,
+    SubsetRandomSampler,
+    TensorDataset,
+    WeightedRandomSampler,
+)
 
 from geomkd.common.distributed import World
 from geomkd.distillation import distill
 from geomkd.distillation.running.batches import Batches
+from geomkd.distillation.running.fingerprints import data_fingerprint
 from geomkd.distillation.running.order import Order
 
 # ---- data ----
@@ -319,3 +328,29 @@ def test_rows_that_are_no_probabilities_are_refused(rows, text, form):
     x, y = blobs()
     with pytest.raises(ValueError, match=text):
         run_mlp(form(x, rows(y)))
+
+
+# ---- samplers ----
+
+
+def test_a_subset_sampler_trains_on_its_samples():
+    x, y = blobs()
+    far = TensorDataset(torch.cat([x, torch.full_like(x, 1e6)]), torch.cat([y, y]))
+    loader = DataLoader(far, sampler=SubsetRandomSampler(torch.randperm(len(x)).tolist()))
+    first = state(run_mlp((x, y)).student)
+    for train in (loader, Subset(far, range(len(x)))):
+        assert same(first, state(run_mlp(train, val=loader).student))
+    with pytest.raises(ValueError, match=r"train: .*got WeightedRandomSampler"):
+        run_mlp(DataLoader(far, sampler=WeightedRandomSampler([1.0] * len(far), 9)))
+
+
+def test_fingerprints_tell_samplers_apart():
+    data = TensorDataset(torch.zeros(100, 6), torch.zeros(100, dtype=torch.long))
+
+    def of(rows):
+        loader = DataLoader(data, sampler=SubsetRandomSampler(rows))
+        return data_fingerprint(one(loader, order_of(4)))
+
+    rows = list(range(40))
+    assert of(rows) == of(rows[::-1])
+    assert of(rows) != of([*rows[:20], *range(21, 41)])
