@@ -55,7 +55,7 @@ def kill_after(folder, n_steps):
 @pytest.mark.slow
 def test_killed_at_random_steps_a_run_ends_bit_for_bit_where_it_would_have(tmp_path, uninterrupted):
     chance = random.Random(time.time_ns())
-    kills = [kill_after(tmp_path, chance.randint(1, 14)) for _ in range(4)]
+    kills = [kill_after(tmp_path, chance.randint(1, 14)) for _ in range(2)]
     print(
         f"killed after {kills} steps; checkpoints {sorted(Path(tmp_path, 'checkpoints').iterdir())}"
     )
