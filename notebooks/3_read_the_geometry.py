@@ -20,7 +20,7 @@
 # the teacher is what came out here; on another processor training may end a little differently.
 
 # %% tags=["parameters"]
-n_images, epochs, null = 1000, 6, 10
+n_images, epochs, null = 1000, 6, 20
 
 # %%
 import math
@@ -48,7 +48,7 @@ def normal(*shape):
 # ## 1. One teacher, a measure of every family
 #
 # A small residual network, trained on 1,000 digits and read on 500 others. One call takes all
-# measures; `null=10` also scores ten permutations of the labels, `sweep` smaller samples.
+# measures; `null=20` also scores twenty permutations of the labels, `sweep` smaller samples.
 
 # %%
 data = digits(seed=0)
@@ -84,8 +84,8 @@ floors = {
     "fisher_ratio": m.fisher_ratio(noise, labels, null=20),
     "h_score": m.h_score(noise, labels, null=20),
     "h_score, not shrunk": m.h_score(noise, labels, shrinkage=0.0, null=20),
-    "logme, 10 classes": m.logme(noise, labels, null=5),
-    "logme, 100 classes": m.logme(noise, torch.arange(500) % 100, null=5),
+    "logme, 10 classes": m.logme(noise, labels, null=20),
+    "logme, 100 classes": m.logme(noise, torch.arange(500) % 100, null=20),
 }
 floors = pd.DataFrame({k: map(float, v) for k, v in floors.items()}, m.WithNull._fields).T
 floors.round(3)

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from geomkd.common.checks import check_int, check_names
+from geomkd.common.checks import check_choice, check_names
 from geomkd.network.forward import Forward
 from geomkd.network.layers import candidate_layers
+from geomkd.scoring.loes import check_k
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -126,12 +127,9 @@ def choose_layers(
     >>> choose_layers(nn.Sequential(*layers), zeros(2, 4), 1, how="last")
     ['3']
     """
-    if how not in ("evenly_spaced", "last"):
-        raise ValueError(f"how must be 'evenly_spaced' or 'last'; got {how!r}")
+    check_choice(how, "how", ("evenly_spaced", "last"))
     names = _main_layers(teacher, "teacher", example_input, forward)
-    k = check_int(k, "k", least=1)
-    if k > len(names):
-        raise ValueError(f"k must be at most the {len(names)} layers of the teacher; got {k}")
+    check_k(k, len(names))
     return evenly_spaced(names, k) if how == "evenly_spaced" else names[-k:]
 
 

@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from geomkd.common.checks import check_dataset_size, check_definition, check_int
+from geomkd.common.checks import check_dataset_size, check_definition
 from geomkd.geometry.gram import ClassGram
 from geomkd.geometry.precision import exact_arithmetic
 from geomkd.measures.measure import Measure
-from geomkd.measures.null import WithNull, beside_null, permuted_grams
+from geomkd.measures.null import WithNull, beside_null, check_null, permuted_grams
 from geomkd.measures.quality_statistics import (
     Statistics,
     entropy_nats,
@@ -165,7 +165,7 @@ def knowledge_quality(
         Activations of n samples, float64, float32, float16 or bfloat16, on any device; flattened
         to (n, d).
     labels : Tensor or ndarray, shape (n,) or (n, C)
-        Integers, or one-hot or score rows, of which the largest counts.
+        Integers, or exact one-hot rows.
     dataset_size : number, optional
         Size N of the data set that the sample was drawn from; n by default. Only the published
         efficiency depends on it.
@@ -185,7 +185,7 @@ def knowledge_quality(
     Raises
     ------
     TypeError
-        Features that are no floating-point array, labels that are neither integers nor score rows.
+        Features that are no floating-point array, labels of one axis that are no integers.
     ValueError
         NaN or Inf, fewer than two classes or than two samples of one, lengths or devices that
         differ, features of less than two axes, ``dataset_size`` below n, an unknown definition.
@@ -246,7 +246,7 @@ def knowledge_quality(
     with exact_arithmetic(gram.device):
         parts = quality_from(statistics, size)
         held = {}
-        if check_int(null, "null", least=0):
+        if check_null(null, stacklevel=3):
             scores = {name: parts[name] for name in TERMS}
             held = beside_permuted(gram, scores, [quality_from], size, definition, null, seed)
     values = {name: value.item() for name, value in parts.items()}
@@ -375,7 +375,7 @@ def _term(
     gram = statistics.gram
     with exact_arithmetic(gram.device):
         value = of(statistics, size)[name]
-        if not check_int(null, "null", least=0):
+        if not check_null(null, stacklevel=4):
             return value.squeeze(0)
         return beside_permuted(gram, {name: value}, [of], size, definition, null, seed)[name]
 

@@ -304,8 +304,7 @@ def power_law_alpha(features: Any, *, fit: tuple[int, int] = FIT, center: bool =
     Returns
     -------
     Tensor, shape ()
-        Float64. NaN where fewer than two ranks of the range are there, so also where all rows are
-        equal.
+        Float64. NaN where fewer than two ranks of the range are there, as of equal rows.
 
     Raises
     ------
@@ -315,11 +314,9 @@ def power_law_alpha(features: Any, *, fit: tuple[int, int] = FIT, center: bool =
     Notes
     -----
     Minus the slope of log l_k on log k by least squares with weights 1 / k, and without the first
-    ten ranks, as published.
-
-    Alpha depends on the range: a layer of rank below 100 is fitted over a shorter one, to its last
-    and steepest ranks; give ``fit`` to compare layers of unlike width. Few samples steepen the
-    tail: alpha of white noise is 0 only for n far above d.
+    ten ranks, as published. Alpha depends on the range: a layer of rank below 100 is fitted over a
+    shorter one, to its last and steepest ranks; give ``fit`` to compare layers of unlike width. Few
+    samples steepen the tail: alpha of white noise is 0 only for n far above d.
 
     References
     ----------

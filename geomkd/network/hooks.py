@@ -48,6 +48,14 @@ def target_of(name: str, modules: Mapping[str, nn.Module]) -> Target:
     return Target(modules[path], path != base, number)
 
 
+def has_layer(name: str, modules: Mapping[str, nn.Module]) -> bool:
+    """Whether a layer's name stands for one of the modules."""
+    try:
+        return target_of(name, modules) is not None
+    except ValueError:
+        return False
+
+
 @contextmanager
 def watching(
     model: nn.Module,

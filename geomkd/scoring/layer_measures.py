@@ -22,7 +22,7 @@ from geomkd.geometry.principal import SubsetGram
 from geomkd.geometry.row_blocks import NUMBERS, NearestRows, walk
 from geomkd.measures.dimension import K, distinct, warn_of_equal_rows
 from geomkd.measures.measure import Measure
-from geomkd.measures.null import NULL_COLUMNS, against_null
+from geomkd.measures.null import NULL_COLUMNS, null_of
 from geomkd.measures.quality import beside_permuted, warn_of_rows_without_direction
 from geomkd.measures.quality_statistics import STATISTICS, spectra_of_larger
 from geomkd.measures.table import TABLE, columns_of
@@ -217,14 +217,14 @@ class LayerMeasures:
             for name, row in self._rows("gram", "rows", "neighbours", "distinct").items():
                 if row.supervised:
                     score = self._seeded(row.score, row)(gram)
-                    held[name] = against_null(score, gram.class_of, *given)
+                    held[name] = null_of(score, gram.class_of, *given)
             for row in self._rows("spectrum").values():
                 if row.supervised:
                     index = draws.index[draws.rows]
                     found = subset.principal(draws.parts[0], center=self._centred(row))
                     for place, column in enumerate(row.columns_given):
                         score = partial(self._at, row, found, draws.n_classes, place)
-                        held[column] = against_null(score, index, *given)
+                        held[column] = null_of(score, index, *given)
         return {
             f"{name}_{key}": getattr(held[name], key).item()
             for name in columns_of(self.measures)

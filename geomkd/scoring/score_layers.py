@@ -20,6 +20,7 @@ from geomkd.geometry.draws import SampleDraws
 from geomkd.geometry.gram import ClassGram
 from geomkd.geometry.precision import scale_of
 from geomkd.geometry.principal import SubsetGram
+from geomkd.measures.null import check_null
 from geomkd.measures.table import named
 from geomkd.network.forward import Forward, evaluating, on_device, unwrap
 from geomkd.network.layers import survey
@@ -66,7 +67,9 @@ def score_layers(
         The teacher; run in evaluation mode without gradients and left as it was.
     data : pair of tensors, map-style Dataset, DataLoader, or iterable of batches
         Images (or whatever the model takes) and labels. A batch is (inputs..., labels) or a
-        mapping. An iterable is read once and its sampled inputs are kept.
+        mapping. An iterable is read once and its sampled inputs are kept; beyond 100 * ``samples``
+        samples it is taken for endless, an error. Of a DataLoader what its sampler gives counts,
+        if that is each sample, or each of a subset, once; other samplers are refused.
     layers : sequence of str, optional
         Names of modules; by default what `candidate_layers` lists.
     measures : sequence of str and callable
@@ -88,9 +91,10 @@ def score_layers(
     definition : {"published", "robust"}
         Definition of knowledge quality.
     labels : Tensor or ndarray, shape (N,), or {"predicted", "none"}, optional
-        Labels in place of the data's own; the model's own largest output for all of the data, read
-        once more for it (classes of a single sample are left out); or none, for measures that need
-        none. With any of these the data need have no labels: a tensor of inputs will do.
+        Labels in place of the data's own, in its order; the model's own largest output for all of
+        the data, read once more for it (classes of a single sample are left out); or none, for
+        measures that need none. With any of these the data need have no labels: a tensor of inputs
+        will do.
     subsamples : int
         Class-stratified half-samples behind rank sets and spreads; 0 turns them off.
     sweep : sequence of int
@@ -98,7 +102,8 @@ def score_layers(
         order of the layers has settled. See `LayerScores.settling`.
     null : int
         Permutations of the labels that supervised measures are held against; adds the columns
-        ``<score>_null_mean``, ``<score>_null_95`` and ``<score>_excess``. Knowledge quality costs
+        ``<score>_null_mean``, ``_null_95`` (NaN below 19), ``_excess`` and ``_p_value``, see
+        `geomkd.measures.WithNull`. Knowledge quality costs
         as much again for each of them.
     seed : int
         Seeds the sample, the half-samples, splits and permutations.
@@ -162,7 +167,7 @@ def score_layers(
     check_definition(definition), check_pool(pool), unwrap(model)
     seed = check_int(seed, "seed", least=0)
     subsamples = check_int(subsamples, "subsamples", least=0)
-    null = check_int(null, "null", least=0)
+    null = check_null(null, stacklevel=3)
     if not isinstance(center, bool):
         raise TypeError(f"center must be True or False; got {center!r}")
     swept = not isinstance(sweep, Sequence) or len(sweep) > 0

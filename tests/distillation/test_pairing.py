@@ -74,8 +74,8 @@ def test_more_teacher_layers_than_student_layers():
 @pytest.mark.parametrize(
     ("names", "error", "text"),
     [
-        ("layer4", TypeError, r"must be a list of layer names \(str\); got 'layer4'"),
-        ([3], TypeError, r"must be a list of layer names \(str\); got \[3\]"),
+        ("layer4", TypeError, "teacher_layers must be a list of layer names; got str 'layer4'"),
+        ([3], TypeError, r"teacher_layers must hold layer names \(str\); got int 3"),
         ([], ValueError, "at least one layer name"),
         (["a", "b", "a"], ValueError, r"must differ from each other; got \['a'\] more than once"),
     ],

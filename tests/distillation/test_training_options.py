@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import re
 from contextlib import contextmanager, nullcontext
 from dataclasses import fields, replace
 
@@ -266,3 +267,10 @@ def test_a_compiled_student_trains_the_same(objective):
     assert compiled.history["loss"].iloc[-1] == pytest.approx(
         plain.history["loss"].iloc[-1], rel=1e-4
     )
+
+
+@pytest.mark.parametrize("pair", [("1", "4"), ("4", "4")])
+def test_pairs_turned_round(pair):
+    words = f"in this order; got {pair}, and '4' is a layer of the teacher, not of the student"
+    with pytest.raises(ValueError, match=re.escape(words)):
+        run_mlp(student=mlp((6, 16, 3)), pairs=[pair])

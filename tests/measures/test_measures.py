@@ -78,7 +78,7 @@ def test_all_are_here():
     results = {"KnowledgeQuality", "NeuralCollapse", "WithNull"}
     public = {name for name in measures.__all__ if name not in results}
     assert public == set(ALL)
-    assert WithNull._fields == ("value", "null_mean", "null_95", "excess")
+    assert WithNull._fields == ("value", "null_mean", "null_95", "excess", "p_value")
 
 
 # ---- precision -----------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from geomkd.measures import (
     nearest_class_mean,
     silhouette,
 )
-from geomkd.measures.null import against_null, permutations
+from geomkd.measures.null import against_null, beside_null, permutations
 
 SUPERVISED = (
     fisher_ratio,
@@ -66,10 +66,36 @@ def test_against_all_permutations():
 
 def test_mean_and_quantile_of_what_was_drawn():
     index = torch.tensor([0, 0, 0, 1, 1])
-    drawn = np.array([gap(p).item() for p in permutations(index, 7, seed=5)])
-    found = against_null(gap, index, null=7, seed=5)
+    drawn = np.array([gap(p).item() for p in permutations(index, 25, seed=5)])
+    found = against_null(gap, index, null=25, seed=5)
     assert found.null_mean.item() == pytest.approx(drawn.mean())
-    assert found.null_95.item() == pytest.approx(np.quantile(drawn, 0.95))
+    assert found.null_95.item() == pytest.approx(sorted(drawn)[24])  # of 25, ceil(0.95 * 26) = 25
+    assert found.p_value.item() == (1 + (drawn >= found.value.item()).sum()) / 26
+
+
+@pytest.mark.parametrize(("null", "place"), [(19, 19), (20, 20), (39, 38), (99, 95), (100, 96)])
+def test_quantile_of_few_permutations(null, place):
+    """The ceil(0.95 (R + 1))-th smallest: beyond it lies at most one in twenty of no meaning."""
+    drawn = torch.arange(1.0, null + 1, dtype=torch.float64).flip(0)
+    found = beside_null(torch.tensor(place + 0.5, dtype=torch.float64), drawn)
+    assert found.null_95 == place
+    assert found.p_value == (1 + null - place) / (null + 1) <= 0.05
+
+
+def test_too_few_permutations_for_a_quantile():
+    index = torch.tensor([0, 0, 0, 1, 1])
+    with pytest.warns(UserWarning, match=r"^null_95 is NaN: .* null=19 .* or more; got 18$"):
+        found = against_null(gap, index, null=18, seed=0)
+    assert found.null_95.isnan() and found.null_mean.isfinite() and found.p_value <= 1
+
+
+def test_noise_lies_beyond_in_one_of_twenty():
+    rng = np.random.default_rng(0)
+    beyond = 0
+    for _ in range(400):
+        drawn = torch.from_numpy(rng.standard_normal(20))
+        beyond += bool(beside_null(drawn[0], drawn[1:]).null_95 < drawn[0])
+    assert beyond / 400 < 0.08  # with interpolation about 0.1
 
 
 def test_no_null_is_the_bare_score():
@@ -84,8 +110,8 @@ def test_no_null_is_the_bare_score():
     [
         ({"null": -1, "seed": 0}, ValueError, "null must be at least 0; got -1"),
         ({"null": True, "seed": 0}, TypeError, "null must be an integer; got bool True"),
-        ({"null": 1, "seed": -1}, ValueError, "seed must be at least 0; got -1"),
-        ({"null": 1, "seed": 1.5}, TypeError, "seed must be an integer; got float 1.5"),
+        ({"null": 19, "seed": -1}, ValueError, "seed must be at least 0; got -1"),
+        ({"null": 19, "seed": 1.5}, TypeError, "seed must be an integer; got float 1.5"),
     ],
 )
 def test_options(options, error, message):
@@ -107,7 +133,7 @@ def test_null_of_a_measure(measure):
     x, y = clusters(90, 12, 3, sep=0.8)
     bare = measure(x, torch.from_numpy(y))
     state = torch.get_rng_state()
-    found = measure(x, torch.from_numpy(y), null=8, seed=2)
+    found = measure(x, torch.from_numpy(y), null=19, seed=2)
     assert torch.equal(torch.get_rng_state(), state)
     assert isinstance(found, WithNull)
     assert {(t.shape, t.dtype) for t in found} == {((), torch.float64)}
@@ -117,8 +143,8 @@ def test_null_of_a_measure(measure):
     assert found.excess == found.value - found.null_mean
     assert found.null_95 > found.null_mean
     assert found.excess > 0
-    assert found == measure(x, torch.from_numpy(y), null=8, seed=2)
-    assert found.null_mean != measure(x, torch.from_numpy(y), null=8, seed=3).null_mean
+    assert found == measure(x, torch.from_numpy(y), null=19, seed=2)
+    assert found.null_mean != measure(x, torch.from_numpy(y), null=19, seed=3).null_mean
 
 
 @every
@@ -127,11 +153,11 @@ def test_null_is_the_score_of_permuted_labels(measure):
     x, y = clusters(60, 8, 3)
     order = np.argsort(y, kind="stable")
     x, y = x[order].astype(np.float64), torch.from_numpy(y[order])
-    found = measure(x, y, null=3, seed=1)
+    found = measure(x, y, null=19, seed=1)
     options = {"seed": 1} if measure in (nearest_class_mean, linear_probe) else {}
-    drawn = [measure(x, labels, **options).item() for labels in permutations(y, 3, 1)]
+    drawn = [measure(x, labels, **options).item() for labels in permutations(y, 19, 1)]
     assert found.null_mean.item() == pytest.approx(np.mean(drawn), rel=1e-9)
-    assert found.null_95.item() == pytest.approx(np.quantile(drawn, 0.95), rel=1e-9)
+    assert found.null_95.item() == pytest.approx(max(drawn), rel=1e-9)
 
 
 @every

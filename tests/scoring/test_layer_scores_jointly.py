@@ -13,6 +13,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from geomkd import LayerScores, score_layers
+from geomkd.measures import cka
 from geomkd.scoring.loes import loes, redundancy
 from geomkd.scoring.selection import top_apart
 
@@ -91,6 +92,14 @@ def test_loes_without_labels(features):
     assert scores.select(3, by="loes") == [names[i] for i in sorted(s.layer for s in steps)]
 
 
+def test_cka_is_to_the_heads_input_where_a_layer_of_the_head_is_there_too(features):
+    scores = score(measures=["cka_to_last"], subsamples=0)
+    found = scores.frame["cka_to_last"].tolist()
+    expected = [float(cka(x, features[4])) for x in features]
+    assert found[:5] == pytest.approx(expected, rel=1e-5) and found[4] == pytest.approx(1)
+    assert found[5] < 0.999
+
+
 def test_options_of_loes_change_the_choice(scores):
     chosen = {tuple(scores.select(2, by="loes", gamma=g, alpha=a)) for g in (0, 9) for a in (0, 5)}
     assert len(chosen) > 1
@@ -154,7 +163,7 @@ def test_settling_counts_pairs():
 def test_one_sample_size_does_not_settle(scores):
     with pytest.raises(ValueError, match="there is one sample size; score_layers"):
         score(measures=["two_nn"], subsamples=0).settling()
-    with pytest.raises(ValueError, match=r"one of \['separation', .*\]; got 'mean_norm'"):
+    with pytest.raises(ValueError, match=r"one of \[.*'separation', .*\]; got 'mean_norm'"):
         scores.swept(by="mean_norm")
 
 

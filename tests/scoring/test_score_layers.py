@@ -186,8 +186,8 @@ def test_second_call_of_a_module():
 @pytest.mark.parametrize(
     ("layers", "error", "text"),
     [
-        (["1", "1"], ValueError, "none of them twice; got ['1', '1']"),
-        ([], ValueError, "layers must be names of layers, none of them twice; got []"),
+        (["1", "1"], ValueError, "layers must differ from each other; got ['1'] more than once"),
+        ([], ValueError, "layers must hold at least one layer name; got none"),
         (["nowhere"], ValueError, "nowhere"),
         ("1", TypeError, "'1'"),
     ],

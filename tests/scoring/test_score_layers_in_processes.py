@@ -4,6 +4,8 @@ Run by itself, as torchrun does it, this file is what a process does.
 """
 
 import contextlib
+import copy
+import functools
 import io
 import json
 import re
@@ -37,6 +39,7 @@ def images():
     return torch.randn(N, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 
 
+@functools.cache
 def resnet18():
     torch.manual_seed(0)
     return torchvision.models.resnet18(num_classes=CLASSES)
@@ -44,7 +47,7 @@ def resnet18():
 
 def spoiled(path):
     """A network that gives NaN from this parameter on."""
-    model = resnet18()
+    model = copy.deepcopy(resnet18())
     with torch.no_grad():
         model.get_parameter(path)[0] = float("nan")
     return model
@@ -106,7 +109,7 @@ def cases():
     zero, x = with_zero_rows()
     several = ("two_nn", "knn_accuracy", "h_score", "effective_rank", "cka_to_last", "fisher_ratio")
     several += ("knowledge_quality", mean_of_first)
-    yield "measures", case(measures=several, layers=few, sweep=[16, 32], null=1)
+    yield "measures", case(measures=several, layers=few, sweep=[16, 32], null=19)
     yield "plain", case()
     yield "slices", case(**small, memory=tight(500_000, **small))
     yield "groups", case(memory=tight(0))

@@ -16,8 +16,15 @@ from geomkd.distillation.objectives import projectors_of
 from geomkd.distillation.projectors import Meeting
 from geomkd.distillation.rivals import OBJECTIVES
 from geomkd.distillation.teacher_head import WithTeacherHead
-from geomkd.network.forward import Forward, call, evaluating, first_tensor, unwrap
-from geomkd.network.hooks import features_of
+from geomkd.network.forward import (
+    Forward,
+    call,
+    evaluating,
+    first_tensor,
+    modules_by_name,
+    unwrap,
+)
+from geomkd.network.hooks import features_of, has_layer
 from geomkd.network.layers import Layer, describe_layers
 
 Pairs = list[tuple[str, str]]
@@ -75,6 +82,7 @@ def join(
     generator = Generator().manual_seed(seed)
     pairs = checked_pairs(pairs) if objective.uses_features else []
     student_layers = [name for _, name in pairs]
+    _check_sides(pairs, teacher, student)
     theirs = _described(teacher, "teacher", [name for name, _ in pairs], example, forward)
     ours = _described(student, "student", student_layers, example, forward)
     if getattr(objective, "uses_teacher_head", False):
@@ -213,6 +221,19 @@ def _n_logits(model: nn.Module, name: str, example: Any, forward: Forward | None
             f"{tuple(logits.shape)} of {str(logits.dtype).removeprefix('torch.')}"
         )
     return logits.shape[1]
+
+
+def _check_sides(pairs: Pairs, teacher: nn.Module | None, student: nn.Module) -> None:
+    """Refuse a name that only the other network has: pairs are easily turned round."""
+    models = {"teacher": teacher, "student": student} if pairs else {}
+    known = {side: modules_by_name(model) for side, model in models.items()}
+    for pair in pairs:
+        for name, side, other in zip(pair, models, reversed(models), strict=True):
+            if not has_layer(name, known[side]) and has_layer(name, known[other]):
+                raise ValueError(
+                    f"pairs must hold (teacher layer, student layer), in this order; got {pair}, "
+                    f"and {name!r} is a layer of the {other}, not of the {side}"
+                )
 
 
 def _described(
