@@ -268,10 +268,10 @@ def test_half_precision_is_accumulated_in_float32(dtype, scale, definition):
 
 @both
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int64, bool])
-def test_one_hot_rows_are_their_class(dtype, definition):
+def test_one_hot_rows_are_their_classes(dtype, definition):
     x, y = clusters(130, 20, 3)
-    rows = np.eye(5)[y + 1].astype(dtype)  # columns without a one are no classes
-    q = knowledge_quality(x, rows, definition=definition)
+    rows = np.eye(5)[y + 1]  # columns without a 1 are no classes
+    q = knowledge_quality(x, rows.astype(dtype), definition=definition)
     assert values_of(q) == values_of(knowledge_quality(x, y, definition=definition))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -44,6 +45,13 @@ def seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
     with torch.random.fork_rng(devices, **kind):
         # torch.manual_seed seeds accelerators as well: not when none takes part.
         (torch.manual_seed if on_accelerator else torch.default_generator.manual_seed)(seed)
+        yield
+
+
+@contextmanager
+def all_seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
+    """Within, NumPy and ``random`` draw from the seed as well as torch does; then as before."""
+    with HostDraws(seed), seeded(seed, device):
         yield
 
 
@@ -101,12 +109,20 @@ def random_modules(*devices: torch.device) -> list[Any]:
     return [torch]
 
 
+def random_fingerprint(*devices: torch.device) -> bytes:
+    """Random states of the host and of an accelerator among the devices: whether something drew."""
+    of_torch = [module.get_rng_state().tolist() for module in random_modules(*devices)]
+    return pickle.dumps((of_torch, *_host_states()[1:]))
+
+
 @contextmanager
 def random_states_kept(*devices: torch.device) -> Iterator[None]:
     """Put the random states of the host and of an accelerator among the devices back at the end."""
+    host = _host_states()
     states = [(module, module.get_rng_state()) for module in random_modules(*devices)]
     try:
         yield
     finally:
         for module, state in states:
             module.set_rng_state(state)
+        _set_host_states(*host)

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from bisect import insort
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from operator import itemgetter
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from geomkd.common.checks import Classes, as_classes, as_labels, check_int
 from geomkd.common.randomness import generator_options
-from geomkd.data.sources import Kept, Stream, item_of, source_of
+from geomkd.data.sources import Items, Kept, LabelsDiffer, Stream, item_of, source_of
 
+Found = TypeVar("Found")
 ENDLESS = 100  # times ``samples``: where an iterable has given so many, it is taken for endless
 
 
@@ -37,6 +39,9 @@ class Sample:
         Labels to use in place of the data's own, which need have none.
     labelled : bool
         False for a uniform sample, all of one class; the data need have no labels.
+    believe : bool
+        Whether labels that a data set keeps choose the sample: `read_as_given` says what happens
+        where its items give others.
     lonely : bool
         Whether a class of a single sample is an error, or else left out.
     input_key, label_key : str, optional
@@ -72,6 +77,7 @@ class Sample:
         entropy_per_class: int | None = None,
         labels: Any = None,
         labelled: bool = True,
+        believe: bool = True,
         lonely: bool = True,
         input_key: str | None = None,
         label_key: str | None = None,
@@ -90,9 +96,23 @@ class Sample:
         if not labelled:
             known = torch.zeros(self.total, dtype=torch.int64)
         else:
-            known = source.labels() if own else as_labels(labels, self.total)
-        known = known.cpu()
-        chosen = [rows for rows in _by_class(known, seed) if lonely or len(rows) > 1]
+            known = source.labels(believe=believe) if own else as_labels(labels, self.total)
+        try:
+            self._choose(known.cpu(), samples, entropy_per_class, labelled, lonely)
+        except ValueError:  # of labels that are kept, but may not be those of the items
+            if own and isinstance(source, Items):
+                source.check_believed(seed)
+            raise
+
+    def _choose(
+        self,
+        known: Tensor,
+        samples: int,
+        entropy_per_class: int | None,
+        labelled: bool,
+        lonely: bool,
+    ) -> None:
+        chosen = [rows for rows in _by_class(known, self.seed) if lonely or len(rows) > 1]
         if not chosen:
             raise ValueError(f"every class holds a single sample; got {self.total} samples")
         share = samples // len(chosen)
@@ -126,6 +146,15 @@ class Sample:
     def entropy_size(self, a: int) -> int | None:
         """Count class ``a``'s samples for its entropy; None where the sample itself serves."""
         return None if self._of_class is None else len(self._of_class[a])
+
+
+def read_as_given(act: Callable[[bool], Found], *, stacklevel: int) -> Found:
+    """Act on a sample by the labels that are kept (``believe``); again where items give others."""
+    try:
+        return act(True)
+    except LabelsDiffer as differ:
+        warnings.warn(str(differ), stacklevel=stacklevel)
+    return act(False)
 
 
 def _kept(stream: Stream, samples: int, per_class: int, seed: int) -> Kept:

@@ -148,7 +148,9 @@ class Tensors:
         """Labels of all samples."""
         return self.targets
 
-    labels = known_labels
+    def labels(self, *, believe: bool = True) -> Tensor:
+        """Labels of all samples."""
+        return self.targets
 
     def read(self, indices: Tensor, batch_size: int, seed: int) -> Iterator[Tensor]:
         """Yield inputs of some samples, batch by batch."""
@@ -165,6 +167,7 @@ class Items:
         self.dataset, self.keys, self.total = dataset, keys, len(dataset)
         if self.total == 0:
             raise ValueError("the data set is empty")
+        self.believed: Tensor | None = None  # labels of all samples that items are held against
         self.collate, self.workers = default_collate, {"num_workers": 0}
         if loader is not None:
             names = ("num_workers", "worker_init_fn", "multiprocessing_context")
@@ -175,9 +178,9 @@ class Items:
         """Labels of all samples, where they can be had without reading the samples."""
         return labels_kept_by(self.dataset)
 
-    def labels(self) -> Tensor:
-        """Labels of all samples, read if need be."""
-        known = self.known_labels()
+    def labels(self, *, believe: bool = True) -> Tensor:
+        """Labels of all samples: those that the data set keeps, or else read from its items."""
+        known = self.believed = self.known_labels() if believe else None
         if known is None:
             with HostDraws(0):
                 every = self.loader(0, batch_size=READ)
@@ -186,20 +189,47 @@ class Items:
         return known
 
     def read(self, indices: Tensor, batch_size: int, seed: int) -> Iterator[Any]:
-        """Yield inputs of some samples, batch by batch; what a data set draws follows the seed."""
+        """Yield inputs of some samples, batch by batch; what a data set draws follows the seed.
+
+        Raises
+        ------
+        LabelsDiffer
+            Where a sample's label is not the one that was believed.
+        """
         loader = self.loader(seed, batch_size=batch_size, sampler=indices.tolist())
         batches, draws = iter(loader), HostDraws(seed)
-        for _ in range(len(loader)):
+        for part in indices.split(batch_size):
             # Transforms draw from global states: theirs within a batch, the caller's between.
             with draws:
                 batch = next(batches)
+            if self.believed is not None and _has_labels(batch, self.keys[1]):
+                _check_believed(self.believed[part], split(batch, self.keys)[1], part)
             yield inputs_of(batch, *self.keys)
+
+    def check_believed(self, seed: int) -> None:
+        """Read a few hundred samples, if labels are believed; `LabelsDiffer` where others come."""
+        if self.believed is not None:
+            next(self.read(torch.arange(min(self.total, READ)), READ, seed))
 
     def loader(self, seed: int, **options: Any) -> DataLoader:
         """Make a loader over the data set, or another one, with these workers."""
         own = {"dataset": self.dataset, "collate_fn": self.collate, **self.workers}
         own["generator"] = torch.Generator().manual_seed(seed)
         return DataLoader(**(own | options))
+
+
+class LabelsDiffer(Exception):
+    """An item gives another label than its data set keeps for it."""
+
+
+def _check_believed(believed: Tensor, given: Tensor, places: Tensor) -> None:
+    differ = (believed != given.cpu()).nonzero() if len(given) == len(believed) else ()
+    if len(differ):
+        i = int(differ[0])
+        raise LabelsDiffer(
+            f"sample {int(places[i])} of the data set has label {int(given[i])}, but its .targets "
+            f"or .labels say {int(believed[i])}: labels are read from the samples"
+        )
 
 
 class Stream:
@@ -226,7 +256,7 @@ class Kept:
         self.inputs, self.targets, self.total = inputs, labels, total
         self.kept_bytes = sum(tensor.nbytes for item in inputs for tensor in tensors_in(item))
 
-    def labels(self) -> Tensor:
+    def labels(self, *, believe: bool = True) -> Tensor:
         """Labels of the kept samples."""
         return self.targets
 
@@ -276,13 +306,19 @@ def item_of(inputs: Any, i: int) -> Any:
 
 def inputs_of(batch: Any, input_key: str | None, label_key: str | None) -> Any:
     """Return the inputs of a batch that may have no labels: a tensor, one item, or a mapping."""
-    if isinstance(batch, Mapping) and label_key is None and not set(LABEL_KEYS) & set(batch):
+    if isinstance(batch, Mapping) and not _has_labels(batch, label_key):
         return batch if input_key is None else unpack({**batch, "label": 0}, input_key, "label")[0]
     if isinstance(batch, Array):
         return batch
     if isinstance(batch, tuple | list) and len(batch) == 1:
         return batch[0]
     return unpack(batch, input_key, label_key)[0]
+
+
+def _has_labels(batch: Any, label_key: str | None) -> bool:
+    if isinstance(batch, Mapping):
+        return label_key is not None or not batch.keys().isdisjoint(LABEL_KEYS)
+    return isinstance(batch, tuple | list) and len(batch) > 1
 
 
 def unpack(batch: Any, input_key: str | None, label_key: str | None) -> tuple[Any, Any]:
@@ -327,7 +363,7 @@ def to_device(value: Any, device: torch.device) -> Any:
 
 
 def labels_kept_by(dataset: Any) -> Tensor | None:
-    """Labels that a data set keeps, where they are surely the ones that it gives."""
+    """Labels that a data set keeps, where they are likely the ones that it gives."""
     if getattr(dataset, "target_transform", None) is not None:
         return None
     if isinstance(dataset, Subset):

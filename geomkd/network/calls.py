@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from geomkd.common.randomness import random_fingerprint
 from geomkd.network.forward import Forward, call, evaluating, first_tensor, modules_by_name, unwrap
 from geomkd.network.hooks import Target, watching
 
@@ -32,10 +33,11 @@ class Event:
 
 def events_of(
     model: nn.Module, example_input: Any, forward: Forward | None
-) -> tuple[list[Event], int]:
-    """Run a model once; give its last call's events, and the bytes that a sample takes.
+) -> tuple[list[Event], int, bool]:
+    """Run a model once; give its last call's events, the bytes of a sample, and whether it draws.
 
-    These are an estimate of what the widest place of a forward pass needs.
+    The bytes are an estimate of what the widest place of a forward pass needs; what draws changes a
+    global random state.
     """
     n = _batch_size(example_input)
     root, events, start = unwrap(model), [], 0
@@ -47,8 +49,11 @@ def events_of(
     def see(module: nn.Module, is_input: bool, number: int, value: Any) -> None:
         events.append(Event(module, is_input, number, len(events), *_tensor(value, n)))
 
+    devices = {parameter.device for parameter in root.parameters()}
     with evaluating(model), watching(root, modules_by_name(root).values(), see, restart):
+        before = random_fingerprint(*devices)
         call(root, example_input, forward)
+        draws = random_fingerprint(*devices) != before
     widest, given = 0, 0
     for event in events:
         if not any(event.module.children()):
@@ -57,7 +62,7 @@ def events_of(
             else:
                 widest = max(widest, given + event.nbytes)
     # Twice: the input and output that a residual branch and the kernels' own layouts hold besides.
-    return events[start:], max(1, 2 * widest // n)
+    return events[start:], max(1, 2 * widest // n), draws
 
 
 def event_at(name: str, target: Target, events: list[Event]) -> Event:

@@ -112,8 +112,8 @@ def _items(value: Any) -> Iterable[tuple[Any, Any]]:
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Put a model into evaluation mode without gradients, and back as it was.
 
-    The random state (of the host, and of the accelerator that the model is on) is put back as well,
-    for models that draw numbers even now. Autocast stays as the caller has it.
+    The random states (of torch, NumPy and ``random``, and of the accelerator that the model is on)
+    are put back as well, for models that draw even now. Autocast stays as the caller has it.
 
     Examples
     --------
@@ -173,7 +173,7 @@ def modules_by_name(model: nn.Module) -> dict[str, nn.Module]:
 def on_device(model: nn.Module, device: torch.device | str | None) -> Iterator[torch.device]:
     """Have a model on a device, by default its own; gives the device."""
     own = next((t for t in (*model.parameters(), *model.buffers())), torch.empty(0)).device
-    device = own if device is None else torch.device(device)
+    device = own if device is None else torch.empty(0, device=device).device  # with its index
     if device == own:
         yield device
         return

@@ -67,6 +67,7 @@ class Survey(NamedTuple):
 
     layers: list[Layer]
     sample_bytes: int  # that a sample's forward pass takes at its widest place: an estimate
+    draws: bool  # whether it drew from a global random generator
 
 
 def candidate_layers(
@@ -158,7 +159,7 @@ def survey(
     """Describe layers, the candidates or those of some names, from a single forward pass."""
     modules = modules_by_name(model)
     targets = {name: target_of(name, modules) for name in names or ()}
-    events, sample_bytes = events_of(model, example_input, forward)
+    events, sample_bytes, draws = events_of(model, example_input, forward)
     roles = _roles(events, _blocks(modules))
     offered = {event: role for event, role in roles.items() if event.fault is None}
     if set(offered.values()) <= {"head_input"}:
@@ -176,7 +177,7 @@ def survey(
             for name, event in at_names.items()
         }
     layers = {name: _layer(name, event, role, modules) for name, (event, role) in found.items()}
-    return Survey([layers[name] for name in names or layers], sample_bytes)
+    return Survey([layers[name] for name in names or layers], sample_bytes, draws)
 
 
 def _blocks(modules: Mapping[str, nn.Module]) -> set[nn.Module]:

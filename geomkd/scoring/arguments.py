@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from geomkd.common.randomness import all_seeded, seed_of
 from geomkd.data.sample import Sample
 from geomkd.data.sources import can_be_read_again, to_device
 from geomkd.measures.table import LABEL_FREE
@@ -40,15 +41,20 @@ def label_options(
 
 
 def predicted(
-    model: nn.Module, data: Any, device: torch.device, forward: Forward | None, **keys: Any
+    model: nn.Module,
+    data: Any,
+    device: torch.device,
+    forward: Forward | None,
+    seed: int,
+    **keys: Any,
 ) -> Tensor:
     """Classes of largest output for all of the data, (N,): a pass over it, model as it is."""
     if not can_be_read_again(data):
         raise ValueError('labels="predicted" needs data of known length; got an iterable')
     every = Sample(data, sys.maxsize, seed=0, labelled=False, **keys)
     found = []
-    for batch in every.batches(BATCH):
-        with torch.no_grad():
+    for number, batch in enumerate(every.batches(BATCH)):
+        with torch.no_grad(), all_seeded(seed_of(seed, number), device):
             output = first_tensor(call(unwrap(model), to_device(batch, device), forward))
         if output.ndim != 2 or output.shape[1] < 2:
             raise ValueError(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from geomkd.common.checks import about
+from geomkd.common.randomness import all_seeded, seed_of
 from geomkd.data.sample import Sample
 from geomkd.data.sources import to_device
 from geomkd.network.forward import Forward
@@ -73,9 +74,10 @@ class Reader:
             held[name][row : row + len(x)] = x[:, columns]
             return len(x)
 
-        for batch in self.sample.batches(batch_size, of_class=of_class):
+        for number, batch in enumerate(self.sample.batches(batch_size, of_class=of_class)):
             inputs = to_device(batch, self.device)
-            counts = features_of(self.model, inputs, held, forward=self.forward, take=keep)
+            with all_seeded(seed_of(self.sample.seed, number), self.device):  # as in any other pass
+                counts = features_of(self.model, inputs, held, forward=self.forward, take=keep)
             row += next(iter(counts.values()))
             self.seen(next(iter(counts.values())))
         if row != n:

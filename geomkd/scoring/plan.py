@@ -17,6 +17,7 @@ from geomkd.network.pooling import pooled
 
 KERNELS = 64_000_000  # bytes that the numeric libraries keep for themselves
 BATCH = 256  # samples of a forward pass, where memory allows
+DRAWN = 16  # samples of a forward pass that draws at random: the same in any memory
 UNITS = {"kb": 1e3, "mb": 1e6, "gb": 1e9, "kib": 2**10, "mib": 2**20, "gib": 2**30, "b": 1}
 
 
@@ -80,6 +81,7 @@ def plan_of(
     per_sample: int,
     *,
     halves: bool,
+    draws: bool = False,
     more: int = 0,
 ) -> Plan:
     """Greedy groups of layers in order of execution.
@@ -96,6 +98,8 @@ def plan_of(
         Bytes of one sample's forward pass.
     halves : bool
         Whether half-samples are scored too.
+    draws : bool
+        Whether the model draws at random, so that a batch must not depend on the budget.
     more : int
         Bytes that measures need beside knowledge quality.
 
@@ -116,14 +120,17 @@ def plan_of(
     fixed += halves * (64 * 16 * n + 6 * 8_000_000)
     squares = 8 * sum(m * m for m in entropy)  # of every layer in a group
     column = max(n, most) * max(s.dtype.itemsize for s in stored)
-    least = fixed + squares + per_sample + column * min(COLUMNS, max(s.dim for s in stored))
+    smallest = min(DRAWN, n) if draws else 1
+    least = fixed + squares + smallest * per_sample
+    least += column * min(COLUMNS, max(s.dim for s in stored))
     if budget < least:
         raise ValueError(
             f"memory must be at least {math.ceil(least / 1e6)} MB for {n} samples of this model "
             f"(fewer samples need less, more memory is faster); got {budget / 1e6:.4g} MB"
         )
-    share = min((budget - fixed) // 4, budget - least + per_sample)
-    batch_size = int(max(1, min(BATCH, n, share // per_sample)))
+    share = min((budget - fixed) // 4, budget - least + smallest * per_sample)
+    largest = smallest if draws else min(BATCH, n)
+    batch_size = int(max(smallest, min(largest, share // per_sample)))
     room = budget - fixed - batch_size * per_sample
     width = (room - squares) // column
     groups: list[list[Stored]] = []

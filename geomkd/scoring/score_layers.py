@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from geomkd.common.checks import check_dataset_size, check_definition, check_int, check_names
-from geomkd.data.sample import Sample
+from geomkd.data.sample import Sample, read_as_given
 from geomkd.geometry.columns import Columns, column_slices, residual_gram
 from geomkd.geometry.draws import SampleDraws
 from geomkd.geometry.gram import ClassGram
@@ -134,7 +134,8 @@ def score_layers(
     -----
     UserWarning
         Feature rows of a layer that have no direction or equal another, once a layer with their
-        number.
+        number. A data set's ``.targets`` or ``.labels`` that are not what its items give; those
+        count.
 
     Notes
     -----
@@ -145,6 +146,10 @@ def score_layers(
     neural_collapse and cka_to_last are of a subset of it, the same at most 1,000 samples of every
     layer (``subset`` in the settings), whose Gram matrices stay with the scores; their half-samples
     and smaller samples are drawn within it.
+
+    Before each batch torch, NumPy and ``random`` are seeded. A model that draws from them even in
+    evaluation mode (a masked autoencoder) is run in batches of 16 samples, so that ``seed`` gives
+    one result in any ``memory``.
 
     Under torchrun, or in a process group of the caller's, every process makes the same call, with
     a model of the same weights. The layers are shared out, ``memory`` bounds each process, and all
@@ -177,14 +182,13 @@ def score_layers(
     budget = parse_bytes(memory)
     keys = {"input_key": input_key, "label_key": label_key}
 
-    def act(share: Share) -> None:
+    def act(share: Share, believe: bool) -> None:
         with evaluating(model), on_device(model, device) as place:
             known = label_options(
-                labels, wanted, lambda: predicted(model, data, place, forward, **keys)
+                labels, wanted, lambda: predicted(model, data, place, forward, seed, **keys)
             )
-            sample = Sample(
-                data, samples, seed=seed, entropy_per_class=entropy_per_class, **known, **keys
-            )
+            options = {"seed": seed, "entropy_per_class": entropy_per_class, "believe": believe}
+            sample = Sample(data, samples, **options, **known, **keys)
             n, sizes, index = len(sample), sample.classes.sizes, sample.classes.index
             size = max(sample.total, n) if dataset_size is None else dataset_size
             size = check_dataset_size(size, n)
@@ -215,13 +219,14 @@ def score_layers(
             chosen = sorted(found.layers, key=lambda layer: layer.order)
             stored = [Stored.of(layer, pool) for layer in chosen]
             more = scored.bytes(max(s.dim for s in stored), len(stored))
-            halves = subsamples > 0
-            plan = plan_of(stored, sample, budget, found.sample_bytes, halves=halves, more=more)
+            options = {"halves": subsamples > 0, "draws": found.draws, "more": more}
+            plan = plan_of(stored, sample, budget, found.sample_bytes, **options)
             share.take(plan, sample)
             reader = Reader(model, sample, forward, pool, place)
             _Job(reader, share, scored).run(progress)
 
-    return scores_of(*together(act))
+    # Every pass reads the same items: where labels differ, no layer has been scored yet.
+    return scores_of(*together(lambda share: read_as_given(partial(act, share), stacklevel=5)))
 
 
 @dataclass
@@ -314,4 +319,4 @@ def told_of(layer: str) -> Iterator[None]:
         warnings.simplefilter("always")
         yield
     for warning in caught:
-        warnings.warn(f"layer {layer!r}: {warning.message}", warning.category, stacklevel=8)
+        warnings.warn(f"layer {layer!r}: {warning.message}", warning.category, stacklevel=10)

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from geomkd.common.checks import as_features, check_choice, check_finite, check_int, check_names
-from geomkd.data.sample import Sample
+from geomkd.common.randomness import all_seeded, seed_of
+from geomkd.data.sample import Sample, read_as_given
 from geomkd.data.sources import to_device
 from geomkd.geometry.precision import exact_arithmetic, scale_of
 from geomkd.geometry.principal import principal
@@ -142,17 +143,22 @@ def similarity_matrix(
             f"measure={measure!r} needs whole features: give mappings of layer name to features; "
             "models are compared batch by batch, which only 'cka' can be"
         )
-    sample = Sample(data, samples, seed=seed, input_key=input_key, label_key=label_key)
-    with ExitStack() as stack:
-        sides = []
-        for model, layers, of in ((a, layers_a, "layers_a"), (b, layers_b, "layers_b")):
-            stack.enter_context(evaluating(model))
-            place = stack.enter_context(on_device(model, device))
-            names = None if layers is None else check_names(layers, of)
-            chosen = survey(model, example_of(sample, place), names, forward=forward).layers
-            kinds_of = {layer.name: layer.kind for layer in chosen}
-            sides.append(_Side(model, kinds_of, place, pool, forward))
-        return _streamed(*sides, sample, batch_size, progress, made)
+    keys = {"input_key": input_key, "label_key": label_key}
+
+    def compare(believe: bool) -> pd.DataFrame:
+        sample = Sample(data, samples, seed=seed, believe=believe, **keys)
+        with ExitStack() as stack:
+            sides = []
+            for model, layers, of in ((a, layers_a, "layers_a"), (b, layers_b, "layers_b")):
+                stack.enter_context(evaluating(model))
+                place = stack.enter_context(on_device(model, device))
+                names = None if layers is None else check_names(layers, of)
+                chosen = survey(model, example_of(sample, place), names, forward=forward).layers
+                kinds_of = {layer.name: layer.kind for layer in chosen}
+                sides.append(_Side(model, kinds_of, place, pool, forward))
+            return _streamed(*sides, sample, batch_size, progress, made)
+
+    return read_as_given(compare, stacklevel=3)
 
 
 def _kind(value: Any, name: str) -> str:
@@ -230,7 +236,9 @@ class _Side:
     forward: Forward | None
     scales: dict[str, tuple[Tensor, int]] = field(default_factory=dict)
 
-    def grams(self, batch: Any, names: Sequence[str], size: int) -> dict[str, alike.Triangle]:
+    def grams(
+        self, batch: Any, names: Sequence[str], size: int, seed: int
+    ) -> dict[str, alike.Triangle]:
         """Triangles of the Gram matrices of some layers, each made as soon as the layer has run."""
 
         def take(name: str, tensor: Tensor) -> alike.Triangle:
@@ -251,7 +259,8 @@ class _Side:
                 return alike.triangle_of(x, scale)
 
         inputs = to_device(batch, self.device)
-        return features_of(self.model, inputs, names, forward=self.forward, take=take)
+        with all_seeded(seed, self.device):
+            return features_of(self.model, inputs, names, forward=self.forward, take=take)
 
 
 def _streamed(
@@ -270,9 +279,10 @@ def _streamed(
         a.kinds = b.kinds = {**b.kinds, **a.kinds}
     total = None
     with tqdm(total=count * size, unit=" samples", disable=not progress, leave=False) as bar:
-        for batch in sample.batches(size):
-            of_a = a.grams(batch, list(a.kinds), size)
-            of_b = of_a if one_model else b.grams(batch, columns, size)
+        for number, batch in enumerate(sample.batches(size)):
+            options = size, seed_of(made["seed"], number)
+            of_a = a.grams(batch, list(a.kinds), *options)
+            of_b = of_a if one_model else b.grams(batch, columns, *options)
             xs = [of_a[name] for name in rows]
             ys = xs if one_model and rows == columns else [of_b[name] for name in columns]
             with exact_arithmetic(a.device):

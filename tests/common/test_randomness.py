@@ -8,7 +8,9 @@ import torch
 
 from geomkd.common.randomness import (
     HostDraws,
+    all_seeded,
     generator_options,
+    random_fingerprint,
     random_modules,
     random_states_kept,
     seed_of,
@@ -57,6 +59,37 @@ def test_states_are_put_back_after_an_error(context):
         torch.rand(3)
         raise KeyboardInterrupt
     assert states()[0] == before
+
+
+@pytest.mark.parametrize(
+    "context", [lambda: all_seeded(1), lambda: HostDraws(1), random_states_kept]
+)
+def test_states_of_all_three_generators_are_put_back(context):
+    before = states()
+    with pytest.raises(KeyboardInterrupt), context():
+        draws()
+        raise KeyboardInterrupt
+    assert states() == before
+
+
+def test_all_seeded():
+    with all_seeded(7):
+        first = draws()
+    with all_seeded(7, CPU):
+        assert draws() == first
+    with all_seeded(8):
+        assert all(a != b for a, b in zip(draws(), first, strict=True))
+
+
+@pytest.mark.parametrize("draw", [lambda: torch.rand(1), np.random.rand, random.random])
+def test_fingerprint_changes_with_a_draw_from_any_generator(draw):
+    before = random_fingerprint(CPU)
+    torch.rand(3, generator=torch.Generator())
+    assert random_fingerprint(CPU) == before
+    with random_states_kept():
+        draw()
+        assert random_fingerprint(CPU) != before
+    assert random_fingerprint(CPU) == before
 
 
 def test_host_draws_go_on_where_they_were_left():

@@ -11,11 +11,12 @@ from torch.utils.data import (
     Dataset,
     IterableDataset,
     Subset,
+    SubsetRandomSampler,
     TensorDataset,
     default_collate,
 )
 
-from geomkd.data.sample import ENDLESS, Sample
+from geomkd.data.sample import ENDLESS, Sample, read_as_given
 
 N, CLASSES = 60, 3
 X = torch.arange(N * 2.0).reshape(N, 2)  # X[i, 0] == 2 i says which sample a row is
@@ -309,6 +310,108 @@ def test_labels_that_are_kept_are_not_read_one_by_one():
     data = Items()
     Sample(data, 12, seed=0)
     assert data.read == list(range(N))
+
+
+# ---- labels that a data set keeps ----
+
+
+class Kept(Items):
+    """Keeps labels that are those of its items, but for some samples."""
+
+    def __init__(self, wrong=(), name="targets", **options):
+        super().__init__(**options)
+        kept = self.y.clone()
+        kept[list(wrong)] = (kept[list(wrong)] + 1) % CLASSES
+        setattr(self, name, kept)
+
+
+def classes_of(data, **options):
+    """Class and samples as items give them, in a sample that has been read."""
+
+    def act(believe):
+        sample = Sample(data, 12, seed=3, believe=believe, **options)
+        rows = rows_of(sample)
+        for a in range(CLASSES):
+            list(sample.batches(4, of_class=a) if options.get("entropy_per_class") else ())
+        return sample, rows
+
+    return read_as_given(act, stacklevel=2)
+
+
+WRONG = {
+    "targets": lambda: Kept(range(N)),
+    "labels": lambda: Kept(range(N), "labels"),
+    "Subset": lambda: Subset(Kept(range(N)), range(N)),
+    "ConcatDataset": lambda: ConcatDataset(
+        [Kept(range(20), y=Y[:20], x=X[:20]), Kept(x=X[20:], y=Y[20:])]
+    ),
+    "DataLoader": lambda: DataLoader(Kept(range(N)), batch_size=7, num_workers=1),
+    "sampler": lambda: DataLoader(Kept(range(N)), sampler=SubsetRandomSampler(range(N))),
+    "one-hot items": lambda: Kept(range(N), label=lambda y: torch.eye(CLASSES)[y]),
+}
+
+
+@pytest.mark.parametrize("form", WRONG)
+def test_labels_that_items_give_count(form):
+    with pytest.warns(UserWarning, match=r"sample \d+ of the data set has label \d") as caught:
+        sample, rows = classes_of(WRONG[form]())
+    assert len(caught) == 1
+    expected = Sample((X, Y), 12, seed=3)
+    assert torch.equal(sample.indices, expected.indices)
+    assert torch.equal(sample.classes.index, expected.classes.index)
+    assert torch.equal(rows, sample.indices.float())
+
+
+@pytest.mark.parametrize("place", [0, 5, 11])
+def test_a_single_item_tells(place):
+    wrong = int(Sample((X, Y), 12, seed=3).indices[place])
+    y = Y.clone()
+    y[wrong] = (y[wrong] + 1) % CLASSES  # chosen by the kept labels, which are of Y
+    data = WithTargets(Y, y=y)
+    words = (
+        rf"sample {wrong} of .* has label {y[wrong]}, but its .targets or .labels say {Y[wrong]}"
+    )
+    with pytest.warns(UserWarning, match=words):
+        sample, _ = classes_of(data)
+    assert torch.equal(sample.classes.index, y[sample.indices])
+
+
+def test_items_of_the_entropy_are_held_against_their_labels_too():
+    own, more = Sample((X, Y), 12, seed=3), Sample((X, Y), 12, seed=3, entropy_per_class=20)
+    rest = [i for i in range(N) if i not in own.indices.tolist()]
+    assert more.entropy_size(0) == 20
+    with pytest.warns(UserWarning, match=f"sample {rest[0]} of"):
+        sample, _ = classes_of(Kept(rest[:1]), entropy_per_class=20)
+    assert torch.equal(sample.classes.index, Y[sample.indices])
+
+
+def test_kept_labels_that_are_right_or_have_nothing_beside_them_are_used():
+    class Bare(WithTargets):
+        def __getitem__(self, i):
+            return super().__getitem__(i)[0]
+
+    for data in (WithTargets(Y), Bare(Y), Dicts(), TensorDataset(X, Y)):
+        keys = {"input_key": "x"} if isinstance(data, Dicts) else {}
+        sample, _ = classes_of(data, **keys)
+        assert torch.equal(sample.indices, Sample((X, Y), 12, seed=3).indices)
+
+
+@pytest.mark.parametrize("kept", [torch.arange(N), torch.zeros(N).long(), torch.full((N,), -100)])
+def test_kept_labels_that_would_not_do_are_held_against_the_items_first(kept):
+    with pytest.warns(UserWarning, match="sample [013] of"):
+        sample, _ = classes_of(WithTargets(kept))
+    assert torch.equal(sample.classes.index, Y[sample.indices])
+    data = WithTargets(kept, y=kept)
+    with pytest.raises(ValueError, match=r"at least 2|got -100"):
+        classes_of(data)
+
+
+def test_items_whose_labels_are_no_classes_are_refused():
+    tags = WithTargets(Y, label=lambda y: torch.tensor([1, 1, 0]))
+    with pytest.raises(ValueError, match="got 2 ones"):
+        classes_of(tags)
+    sample = Sample(tags, 12, seed=3, labels=Y)  # given ones are not held against the items
+    assert len(rows_of(sample)) == 12
 
 
 # ---- batches -------------------------------------------------------------------------------------

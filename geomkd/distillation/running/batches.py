@@ -120,7 +120,7 @@ class Batches:
             yield self.of(part.tolist())
 
     def check_labels(self, n_classes: int) -> None:
-        """Check the labels against the number of logits: those known now, the others as they come.
+        """Check the labels against the number of logits: some now, of data sets all as they come.
 
         Raises
         ------
@@ -128,10 +128,14 @@ class Batches:
             A label below 0, or not below ``n_classes``; another number of probabilities.
         """
         known = self.source.known_labels()
-        if known is not None:
+        if isinstance(self.source, Tensors):
             self._check_range(known, n_classes)
-        else:
-            self.n_classes = n_classes
+            return
+        self.n_classes = n_classes
+        if known is not None:
+            low, high = int(known.argmin()), int(known.argmax())
+            if known[low] < 0 or known[high] >= n_classes:
+                self.of([low, high])  # what the items give counts, and is checked here
 
     def _at(self, index: list[int]) -> tuple[Any, Tensor]:
         return to_device((self.source.inputs[index], self.source.targets[index]), self.device)

@@ -268,14 +268,18 @@ def test_validation_data_is_checked_before_training():
     assert same(before, student.state_dict())
 
 
-def test_labels_that_a_data_set_keeps_are_checked_before_training():
-    data_set = Dicts()
-    data_set.targets = [0] * (len(data_set) - 1) + [7]
-    with pytest.raises(ValueError, match=r"got 0 ... 7"):
-        run_mlp(data_set)
+def test_kept_labels_are_checked_before_training_where_items_give_them():
     x, y = blobs()
     with pytest.raises(ValueError, match=r"train: labels must be 0 ... 2 .*; got 1 ... 3"):
-        run_mlp(TensorDataset(x, y + 1))
+        run_mlp(TensorDataset(x, y + 1), epochs=10**9)
+    data_set = Dicts()
+    data_set.targets = (data_set.y + 1).tolist()
+    with pytest.raises(ValueError, match=r"val: labels must be 0 ... 2 .*; got 1 ... 3"):
+        run_mlp(val=TensorDataset(x, y + 1), epochs=10**9)
+    first = state(run_mlp(Dicts()).student)
+    assert same(first, state(run_mlp(data_set, val=data_set).student))
+    data_set.targets = [0] * (len(data_set) - 1) + [-100]
+    assert same(first, state(run_mlp(data_set).student))
 
 
 def test_labels_that_come_later_are_checked_as_they_come():
