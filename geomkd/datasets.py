@@ -18,13 +18,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from geomkd.common.checks import check_choice, check_int
+from geomkd.common.checks import check_choice
 from geomkd.data.images import (
     ImageArrays,
-    channel_statistics,
     checked_classes,
     checked_images,
     checked_labels,
+    hidden,
 )
 
 if TYPE_CHECKING:
@@ -207,10 +207,10 @@ def load_folder(
     Parameters
     ----------
     path : str or path
-        The folder; its sub-folders' names are the classes.
+        The folder; its sub-folders' names are the classes. Hidden files and folders are left out.
     transform : callable, optional
         From a PIL image in RGB to what the dataset shall return; replaces the other options.
-        Without it images become float32 (3, H, W) in [0, 1].
+        Without it images become float32 (3, H, W) in [0, 1], those of 16 bits or floats included.
     image_size : int, optional
         The shorter side is resized to it and the centre square cut out. Without it all images must
         have the same size, which is checked here by reading every file's header.
@@ -227,10 +227,11 @@ def load_folder(
     ImportError
         Without torchvision.
     ValueError
-        When there are no class folders, a class has no image, sizes differ, or options contradict.
+        When there are no class folders, a class has no image, sizes differ, or options contradict;
+        on reading, an image that is damaged or whose values have no known range, by its name.
     """
     try:
-        from torchvision import datasets
+        from geomkd.data.image_folder import ImageFolder, check_one_size
     except ModuleNotFoundError as error:
         message = "load_folder needs torchvision: pip install geomkd[vision]"
         raise ImportError(message) from error
@@ -239,9 +240,8 @@ def load_folder(
         raise ValueError("give either transform or image_size, mean and std, not both")
     if not Path(path).is_dir():
         raise ValueError(f"{path}: expected a folder of class folders; there is no such folder")
-    to_item = _image_transform(image_size, mean, std) if transform is None else transform
     try:
-        data = datasets.ImageFolder(str(path), transform=to_item)
+        data = ImageFolder(str(path), transform, image_size=image_size, mean=mean, std=std)
     except FileNotFoundError as error:
         raise ValueError(f"{path}: expected a folder of class folders; {error}") from error
     if {name.lower() for name in data.classes} <= _SPLIT_NAMES:
@@ -250,7 +250,7 @@ def load_folder(
             f"for example {Path(path, data.classes[0])}"
         )
     if transform is None and image_size is None:
-        _check_one_size([file for file, _ in data.samples])
+        check_one_size([file for file, _ in data.samples])
     data.targets = torch.tensor(data.targets, dtype=torch.int64)
     return data
 
@@ -281,16 +281,12 @@ def open_dataset(path: str | os.PathLike[str], **options) -> ImageArrays | Image
     Traceback (most recent call last):
     ValueError: no/such/folder: expected an .npz file, a folder of IDX files ... nothing there
     """
+    loader = loader_of(path)
+    if loader is not None:
+        return loader(path, **options)
     path = Path(path)
-    if path.is_file() and path.suffix.lower() == ".npz":
-        return load_npz(path, **options)
-    entries = list(path.iterdir()) if path.is_dir() else []
-    if any("-idx" in entry.name or ".idx" in entry.name for entry in entries if entry.is_file()):
-        return load_idx(path, **options)
-    if any(entry.is_dir() for entry in entries):
-        return load_folder(path, **options)
     if path.is_dir():
-        came = f"a folder of {len(entries)} files with neither"
+        came = f"a folder of {len(list(path.iterdir()))} files with neither"
     else:
         came = f"a {path.suffix or 'nameless'} file" if path.exists() else "nothing there"
     raise ValueError(
@@ -299,40 +295,22 @@ def open_dataset(path: str | os.PathLike[str], **options) -> ImageArrays | Image
     )
 
 
+def loader_of(path: str | os.PathLike[str]) -> Callable | None:
+    """Which of `load_npz`, `load_idx` and `load_folder` reads what is at a path, if one does."""
+    path = Path(path)
+    if path.is_file() and path.suffix.lower() == ".npz":
+        return load_npz
+    entries = [entry for entry in path.iterdir() if not hidden(entry.name)] if path.is_dir() else []
+    if any("-idx" in entry.name or ".idx" in entry.name for entry in entries if entry.is_file()):
+        return load_idx
+    return load_folder if any(entry.is_dir() for entry in entries) else None
+
+
 def _read_array(path, archive, key: str) -> np.ndarray:
     try:
         return archive[key]
     except (ValueError, EOFError, OSError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"{path}: the array {key!r} cannot be read ({error})") from error
-
-
-def _image_transform(image_size: int | None, mean, std) -> Callable:
-    from torchvision import transforms
-
-    steps = [transforms.ToTensor()]
-    if image_size is not None:
-        check_int(image_size, "image_size", least=1)
-        steps = [transforms.Resize(image_size), transforms.CenterCrop(image_size), *steps]
-    if mean is not None or std is not None:
-        mean, std = channel_statistics(mean, std, 3)
-        steps.append(transforms.Normalize(mean.flatten().tolist(), std.flatten().tolist()))
-    return transforms.Compose(steps)
-
-
-def _check_one_size(files: list[str]) -> None:
-    from PIL import Image
-
-    first = None
-    for file in files:
-        with Image.open(file) as image:
-            size = image.size
-        first = first or size
-        if size != first:
-            raise ValueError(
-                f"images must have one size when neither image_size nor transform is given; "
-                f"{files[0]} is {first[0]}x{first[1]}, {file} is {size[0]}x{size[1]} "
-                "(width x height): pass image_size="
-            )
 
 
 def _find_idx(folder: str | os.PathLike[str], split: str, ending: str) -> Path:

@@ -12,7 +12,7 @@ from torchvision.models import VGG, MobileNetV2, ResNet, VisionTransformer
 from torchvision.models.resnet import BasicBlock
 from torchvision.models.vgg import cfgs, make_layers
 
-from geomkd.cli.inputs import read_state_dict
+from geomkd.cli.weights import read_state_dict
 
 IMAGE_SIZES = (32, 64)
 HEADS = {ResNet: "fc.", VGG: "classifier.", MobileNetV2: "classifier.", VisionTransformer: "heads."}

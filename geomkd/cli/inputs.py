@@ -5,21 +5,20 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
-import pickle
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from inspect import signature
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from geomkd.cli.weights import fill, fitted, n_classes_in, on_disk, read_state_dict
 from geomkd.common.randomness import seeded
-from geomkd.datasets import load_folder, open_dataset
-
-PREFIXES = ("_orig_mod.", "module.")  # that torch.compile and data-parallel wrappers add
+from geomkd.datasets import load_folder, loader_of, open_dataset
+from geomkd.network.forward import call, evaluating
 
 
 class Loaded(NamedTuple):
@@ -73,6 +72,8 @@ def load_inputs(options: argparse.Namespace, *, needs_teacher: bool) -> Inputs:
                 f"training and validation data must have the same classes; got {ours} and {theirs}"
             )
     models |= {role: network(role, n_classes) for role in roles if role not in models}
+    for role, loaded in models.items():
+        check_takes_images(f"--{role} {getattr(options, role)}", loaded, train)
     return Inputs(models["student"], models.get("teacher"), train, val, n_classes, images)
 
 
@@ -104,8 +105,8 @@ def load_model(
         ``torchvision:resnet34`` (any of torchvision's), or ``package.module:factory`` for a
         callable without arguments that is found from the current folder too.
     weights : path, optional
-        A file of a state dict, by itself or under "state_dict" or "model"; read without unpickling
-        objects. Of torchvision's models the number of classes is taken from it.
+        A file of a state dict, see `read_state_dict`, or a name of torchvision's weights that are
+        on disk. Of torchvision's models the number of classes is taken from it.
     seed : int
         Seeds the initial weights.
     n_classes : int, optional
@@ -125,67 +126,57 @@ def load_model(
         raise ValueError(
             f"--{option} must be torchvision:NAME or package.module:factory; got {name!r}"
         )
-    state = None if weights is None else read_state_dict(weights)
+    published, state = _published(rest) if source == "torchvision" else None, None
+    if weights is not None:
+        file, published = on_disk(weights, published)
+        state = read_state_dict(file)
     with seeded(seed):
         if source == "torchvision":
-            model, transform, how = _torchvision(rest, state, n_classes)
+            model, transform, how = _torchvision(rest, state, n_classes, published)
             how += f"weights random, seed {seed}"
         else:
             model, transform = _from_factory(source, rest, f"--{option} {name}"), None
             how = "weights as its factory made it"
     if state is None:
         return Loaded(model, None, f"{name}, {how}")
-    try:
-        model.load_state_dict(state)
-    except RuntimeError as error:
-        raise ValueError(f"{weights} does not fit {name}: {error}") from None
+    fill(model, state, f"{weights} does not fit {name}")
     return Loaded(model, transform, f"{name}, weights {weights}")
 
 
-def read_state_dict(path: str | os.PathLike) -> dict[str, Tensor]:
-    """Read names and tensors from a file of weights, by themselves or under a key, on the host."""
-    try:
-        state = torch.load(path, map_location=torch.empty(0).device, weights_only=True)
-    except (pickle.UnpicklingError, EOFError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"{path} is no file of weights: {reason}") from None
-    for key in ("state_dict", "model"):
-        if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
-            state = state[key]
-    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise ValueError(f"{path} must hold a state dict, names and tensors; it holds none")
-    for prefix in PREFIXES:
-        if state and all(key.startswith(prefix) for key in state):
-            state = {key.removeprefix(prefix): value for key, value in state.items()}
-    return dict(state)
-
-
-def _torchvision(
-    name: str, state: Mapping[str, Tensor] | None, n_classes: int | None
-) -> tuple[nn.Module, Any, str]:
-    """Return the model, the transform of its published weights, and its classes in words."""
+def _published(name: str) -> Any:
+    """Torchvision's own weights of one of its models."""
     try:
         from torchvision import models
     except ModuleNotFoundError as error:
         raise ImportError("this needs torchvision: pip install geomkd[vision]") from error
     try:
-        published = models.get_model_weights(name).DEFAULT
+        return models.get_model_weights(name).DEFAULT
     except ValueError:
         close = ", ".join(n for n in models.list_models() if n.startswith(name[:3])) or "none"
         message = f"torchvision has no model {name!r}; names that begin alike: {close}"
         raise ValueError(message) from None
+
+
+def _torchvision(
+    name: str, state: Mapping[str, Tensor] | None, n_classes: int | None, published: Any
+) -> tuple[nn.Module, Any, str]:
+    """Return the model, the transform of its published weights, and its classes in words."""
+    from torchvision import models
+
+    options = {"weights": None}
+    if "weights_backbone" in signature(models.get_model_builder(name)).parameters:
+        options["weights_backbone"] = None  # by default they are downloaded
     if state is None:
         if n_classes is None or name not in models.list_models(module=models):
-            return models.get_model(name, weights=None), None, ""
-        model = models.get_model(name, weights=None, num_classes=n_classes)
+            return models.get_model(name, **options), None, ""
+        model = models.get_model(name, **options, num_classes=n_classes)
         return model, None, f"{n_classes} classes, "
-    heads = [value for key, value in state.items() if key.endswith("weight") and value.ndim >= 2]
-    if not heads:
-        raise ValueError(f"the weights of {name!r} hold no matrix: not a state dict of a network")
-    n_classes = len(heads[-1])
-    own = n_classes == len(published.meta.get("categories", ()))
-    model = models.get_model(name, weights=None, num_classes=n_classes)
-    return model, published.transforms() if own else None, ""
+    model = models.get_model(name, **options)
+    known, own = len(published.meta.get("categories", ())), model.state_dict()
+    n_classes = n_classes_in(fitted(state, own), own, known)
+    if n_classes == known:
+        return model, published.transforms(), ""
+    return models.get_model(name, **options, num_classes=n_classes), None, ""
 
 
 def _from_factory(module: str, factory: str, which: str) -> nn.Module:
@@ -224,12 +215,12 @@ def load_data(
     Without ``mean``, ``std`` and ``image_size`` the weights' own transform is used where there is
     one; else images are scaled to [0, 1] alone. ``option`` is that of the split, for errors.
     """
-    is_folder = Path(path).is_dir()
-    has_folders = is_folder and any(entry.is_dir() for entry in os.scandir(path))
+    loader = loader_of(path)
+    has_folders = loader is load_folder
     if split is not None and has_folders:
         raise ValueError(f"--{option} is for arrays; {path} is a folder of class folders")
-    if image_size is not None and not is_folder:
-        raise ValueError(f"--image-size is for folders of images; got {path}")
+    if image_size is not None and loader not in (None, load_folder):
+        raise ValueError(f"--image-size is for folders of images; {path} holds arrays")
     given = {"image_size": image_size, "mean": mean, "std": std}
     given = {key: value for key, value in given.items() if value is not None}
     options = {} if split is None else {"split": split}
@@ -241,6 +232,19 @@ def load_data(
     if has_folders:
         return load_folder(path, transform=loaded.transform), words
     return Transformed(open_dataset(path, **options), loaded.transform), words
+
+
+def check_takes_images(name: str, loaded: Loaded, data: Dataset) -> None:
+    """Run a network on one image: what it raises of its own is of many kinds, and unclear."""
+    image = data[0][0]
+    try:
+        with evaluating(loaded.model):
+            call(loaded.model, image[None])
+    except Exception as error:
+        raise ValueError(
+            f"{name} does not take these images, of shape {tuple(image.shape)}: "
+            f"{str(error) or type(error).__name__}"
+        ) from error
 
 
 class Transformed(Dataset):

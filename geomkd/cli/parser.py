@@ -25,7 +25,7 @@ from geomkd.scoring.score_layers import score_layers
 
 MODEL = "torchvision:NAME or package.module:factory"
 DATA = "FILE.npz, a folder of class folders, or of IDX files"
-WEIGHTS = "file of a state dict (default: random weights)"
+WEIGHTS = "file of a state dict, or DEFAULT: torchvision's, if on disk (default: random weights)"
 
 
 class Parser(argparse.ArgumentParser):
@@ -122,11 +122,11 @@ def _score(commands: argparse._SubParsersAction) -> None:
 def _distill(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
     parser = commands.add_parser("distill", help="train a student of a teacher of yours")
     add = _adder(parser, distill)
-    path = os.path.abspath
+    path, exists = os.path.abspath, os.path.exists
     add("--config", "options by their names; the command line overrides", metavar="FILE.toml")
     for role in ("teacher", "student"):
         add(f"--{role}", MODEL)
-        add(f"--{role}-weights", WEIGHTS, type=path)
+        add(f"--{role}-weights", WEIGHTS, type=lambda text: path(text) if exists(text) else text)
     add("--data", DATA, type=path)
     _add_images(parser)
     add("--val-data", "validation data (default: none)", type=path)

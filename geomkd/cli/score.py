@@ -6,9 +6,16 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
-from geomkd.cli.inputs import images_of, load_data, load_model
+from geomkd.cli.inputs import check_takes_images, images_of, load_data, load_model
 from geomkd.cli.parser import options_of
-from geomkd.common.results_folder import machine, new_folder, write_frame, write_json, write_picture
+from geomkd.common.results_folder import (
+    check_new,
+    machine,
+    new_folder,
+    write_frame,
+    write_json,
+    write_picture,
+)
 from geomkd.measures.table import QUALITY, columns_of, named
 from geomkd.scoring.layer_scores import LayerScores
 from geomkd.scoring.rules import RULES
@@ -18,8 +25,10 @@ from geomkd.scoring.score_layers import score_layers
 def scored(options: argparse.Namespace, say: Callable[[str], Any]) -> None:
     """Score the layers of a network and write what came out; ``say`` takes each line of text."""
     _check_by(options)
+    check_new(options.out)
     loaded = load_model(options.model, weights=options.weights, seed=options.seed)
     data, images = load_data(options.data, loaded, split=options.split, **images_of(options))
+    check_takes_images(f"--model {options.model}", loaded, data)
     say(f"model: {loaded.story}\ndata: {options.data}, {len(data)} images\nimages: {images}")
     inputs = {"model": loaded.model, "data": data, "progress": not options.quiet}
     scores = score_layers(**options_of(score_layers, options) | inputs)

@@ -24,6 +24,7 @@ def new_folder(folder: str | os.PathLike | None, stem: str) -> Path:
         ``folder`` is there already.
     """
     if folder is not None:
+        check_new(folder)
         Path(folder).mkdir(parents=True)
         return Path(folder)
     number = 1
@@ -33,6 +34,12 @@ def new_folder(folder: str | os.PathLike | None, stem: str) -> Path:
             return Path(f"{stem}-{number}")
         except FileExistsError:
             number += 1
+
+
+def check_new(folder: str | os.PathLike | None) -> None:
+    """Refuse, before any work, a folder for results that is there already."""
+    if folder is not None and Path(folder).exists():
+        raise FileExistsError(f"{folder} is there already; results go into a new folder")
 
 
 def check_same_run(

@@ -139,3 +139,8 @@ def channel_statistics(mean, std, n_channels: int) -> tuple[Tensor | None, Tenso
             raise ValueError(f"std must be positive, got {values!r}")
         checked.append(torch.from_numpy(array).reshape(-1, 1, 1))
     return checked[0], checked[1]
+
+
+def hidden(name: str) -> bool:
+    """Whether a file or folder is a system's own, as ``.DS_Store`` and ``._x.png`` are."""
+    return name.startswith(".")

@@ -98,7 +98,18 @@ def student_outputs(
     root = unwrap(student)
     with tapped(root, names, cut=cut) as features:
         logits = first_tensor(call(root, inputs, forward))
-    return {name: features[name] for name in names}, logits
+    return dict(zip(names, taken(features, names), strict=True)), logits
+
+
+def taken(features: dict[str, Tensor], names: Sequence[str]) -> list[Tensor]:
+    """Features of layers, in order; ``ValueError`` where one was not run with gradients."""
+    missing = [name for name in names if name not in features]
+    if missing:
+        raise ValueError(
+            f"student layer {missing[0]!r} is not run with gradients in training; within an "
+            "activation checkpoint it may not be: pair a layer outside of it"
+        )
+    return [features[name] for name in names]
 
 
 def split_student(

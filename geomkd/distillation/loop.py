@@ -71,7 +71,9 @@ def distill(
     Parameters
     ----------
     student : nn.Module
-        Returns logits (B, n_classes). Parameters without ``requires_grad`` are not trained.
+        Returns logits (B, n_classes), as many tensors of them in training as in evaluation mode.
+        Parameters without ``requires_grad`` are not trained. A module without any others that is in
+        evaluation mode stays in it, its parts too: what was frozen keeps its statistics.
     teacher : nn.Module or None
         Run in evaluation mode and left bit for bit as it is, but for its device. None will do for
         objectives without a teacher.
@@ -287,6 +289,8 @@ def fit(run: Run, progress: bool) -> DataFrame:
 def train_epoch(run: Run, at: Progress, bar: tqdm) -> None:
     """Train on every batch once, or on those that are left; then validate and take notes."""
     run.networks.student.train()
+    for module in run.networks.frozen:
+        module.training = False
     n_steps = len(run.train.order)
     started = time.perf_counter() - at.seconds
     for parts in run.train.steps(at.epoch, at.step):

@@ -32,11 +32,14 @@ class Principal(NamedTuple):
         population variance along each axis.
     dim : int
         Features, d.
+    scale : Tensor or float
+        That power of two, else 1.
     """
 
     coordinates: Tensor
     sq_singular: Tensor
     dim: int
+    scale: Tensor | float = 1.0
 
     @property
     def n(self) -> int:
@@ -80,13 +83,14 @@ def principal(features: Any, *, center: bool = True) -> Principal:
             exact, means_sq = _exact(x, scale, center)
             values, axes = torch.linalg.eigh(square.addmm_(exact.T, exact))
             kept = _positive(values, square.trace() + means_sq, len(x))
-            return Principal(exact @ axes[:, kept].flip(1), values[kept].flip(0), x.shape[1])
+            return Principal(exact @ axes[:, kept].flip(1), values[kept].flip(0), x.shape[1], scale)
         raw_sum = torch.zeros_like(scale)
         for piece in column_slices(x):
             exact, means_sq = _exact(piece, scale, center)
             square.addmm_(exact, exact.T)
             raw_sum = raw_sum + means_sq
-        return of_gram(square, x.shape[1], raw_sum=raw_sum + square.trace())
+        found = of_gram(square, x.shape[1], raw_sum=raw_sum + square.trace())
+        return found._replace(scale=scale)
 
 
 def _exact(x: Tensor, scale: Tensor, center: bool) -> tuple[Tensor, Tensor | float]:

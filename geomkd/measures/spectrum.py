@@ -71,13 +71,14 @@ def power_law_alpha_from(sq_singular: Tensor, fit: tuple[int, int]) -> Tensor:
     return -(weight * x * sq_singular[first - 1 : last].log()).sum() / (weight * x * x).sum()
 
 
-def isotropy_from(sq_singular: Tensor, n: int, dim: int) -> Tensor:
-    """Isotropy of an (n, dim) sample from its positive squared singular values (r,)."""
+def isotropy_from(sq_singular: Tensor, n: int, dim: int, scale: Tensor | float = 1.0) -> Tensor:
+    """Isotropy of an (n, dim) sample, from squared singular values (r,) times scale squared."""
     count, variances = min(n, dim), sq_singular / n
     mean = variances.sum() / count
     zeros = count - len(sq_singular)
     sq_deviations = (variances - mean).square().sum() + zeros * mean.square()
-    return mean / ((sq_deviations / count).sqrt() + _ISOTROPY_FLOOR)
+    spread = (sq_deviations / count).sqrt() + _ISOTROPY_FLOOR * scale * scale
+    return torch.where(mean > 0, mean / spread, 0.0)
 
 
 def _shares(values: Tensor) -> Tensor:
@@ -375,7 +376,7 @@ def isotropy(features: Any) -> Tensor:
     tensor(1.6667, dtype=torch.float64)
     """
     found = principal(features)
-    return isotropy_from(found.sq_singular, found.n, found.dim)
+    return isotropy_from(found.sq_singular, found.n, found.dim, found.scale)
 
 
 def _check_fit(fit: Any) -> tuple[int, int]:
@@ -395,5 +396,5 @@ ROWS = (
     _row("spectral_entropy", lambda p: spectral_entropy_from(p.sq_singular, "singular")),
     _row("effective_rank", lambda p: effective_rank_from(p.sq_singular, "singular")),
     _row("power_law_alpha", lambda p: power_law_alpha_from(p.sq_singular, FIT)),
-    _row("isotropy", lambda p: isotropy_from(p.sq_singular, p.n, p.dim), center=True),
+    _row("isotropy", lambda p: isotropy_from(p.sq_singular, p.n, p.dim, p.scale), center=True),
 )

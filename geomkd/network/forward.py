@@ -139,6 +139,40 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = flag
 
 
+def frozen_modules(model: nn.Module) -> list[nn.Module]:
+    """Modules that are in evaluation mode and whose state, if they have any, is not trained.
+
+    State is parameters and, where the model itself is in training mode, buffers: of a model that is
+    in evaluation mode as a whole, nobody has frozen the batch normalisations without parameters.
+
+    Examples
+    --------
+    >>> model = nn.Sequential(nn.Linear(2, 2), nn.Dropout(), nn.BatchNorm1d(2))
+    >>> frozen_modules(model.eval())
+    []
+    >>> _ = model[2].requires_grad_(False)
+    >>> frozen_modules(model)
+    [BatchNorm1d(2, eps=1e-05, momentum=0.1, affine=True, track_running_stats=True)]
+    """
+    found: dict[nn.Module, None] = {}
+    for module in model.modules():
+        parameters = list(module.parameters())
+        state = parameters or (model.training and list(module.buffers()))
+        if state and not module.training and not any(p.requires_grad for p in parameters):
+            found |= dict.fromkeys(part for part in module.modules() if not part.training)
+    return list(found)
+
+
+def check_loaded(model: nn.Module, name: str) -> None:
+    """Refuse a model some of whose parameters have no values where it is."""
+    for key, parameter in unwrap(model).named_parameters():
+        if parameter.device.type == "meta":
+            raise ValueError(
+                f"the {name}'s parameter {key!r} has no values (offloaded, or never loaded: it is "
+                "on the meta device); load all weights first"
+            )
+
+
 def modules_by_name(model: nn.Module) -> dict[str, nn.Module]:
     """Every module of a model under each of its names, without the names that wrappers add.
 
@@ -172,6 +206,7 @@ def modules_by_name(model: nn.Module) -> dict[str, nn.Module]:
 @contextmanager
 def on_device(model: nn.Module, device: torch.device | str | None) -> Iterator[torch.device]:
     """Have a model on a device, by default its own; gives the device."""
+    check_loaded(model, "model")
     own = next((t for t in (*model.parameters(), *model.buffers())), torch.empty(0)).device
     device = own if device is None else torch.empty(0, device=device).device  # with its index
     if device == own:

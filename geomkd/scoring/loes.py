@@ -211,7 +211,7 @@ def _read(grams: Tensor, dims: list[int], keep: bool) -> tuple[list[Tensor], lis
     # would take for features where the others are large: labels could be fitted with them.
     floor = math.sqrt(m) * torch.finfo(grams.dtype).eps
     for gram, dim in zip(grams, dims, strict=True):
-        coordinates, sq_singular, _ = of_gram(gram.double(), dim)
+        coordinates, sq_singular, *_ = of_gram(gram.double(), dim)
         rank = min(dim, m - 1, int((sq_singular > floor * sq_singular[:1]).sum()))
         if keep:
             parts.append(coordinates[:, :rank])

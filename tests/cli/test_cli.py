@@ -73,13 +73,15 @@ def test_without_half_samples_ranks_are_open(images, tmp_path, capsys):
         (["--model", "torchvision:resnet18", "--memory", "1KB"], "memory must be at least"),
         (["--model", "torchvision:resnet18", "--mean", "1", "2"], "mean"),
         (["--model", "torchvision:resnet18", "--weights", "nowhere.pth"], "nowhere.pth"),
+        (["--model", "torchvision:vit_b_32"], "does not take these images, of shape (3, 32, 32)"),
+        (["--model", "torchvision:resnet18", "--image-size", "8"], "is for folders of images"),
     ],
 )
 def test_wrong_input_is_one_line_and_code_2(images, tmp_path, monkeypatch, capsys, options, text):
     monkeypatch.chdir(tmp_path)
     assert main(["score", "--data", images, "--quiet", *options]) == 2
     error = capsys.readouterr().err
-    assert text in error and error.startswith("geomkd score: ")
+    assert text in error and error.startswith("geomkd score: ") and error.count("\n") == 1
     assert not list(tmp_path.glob("geomkd-scores*"))
 
 
@@ -127,7 +129,13 @@ def test_quickstart_writes_a_new_folder_each_time(tmp_path, monkeypatch, capsys)
 def test_quickstart_keeps_a_folder_that_is_there(tmp_path, capsys):
     (tmp_path / "mine").mkdir()
     assert main(["quickstart", "--out", str(tmp_path / "mine")]) == 2
-    assert "File exists" in capsys.readouterr().err
+    assert "mine is there already; results go into a new folder" in capsys.readouterr().err
+
+
+def test_score_refuses_a_folder_that_is_there_before_it_loads_anything(tmp_path, capsys):
+    command = ["score", "--model", "torchvision:none", "--data", "none", "--out", str(tmp_path)]
+    assert main(command) == 2
+    assert capsys.readouterr().err.endswith("is there already; results go into a new folder\n")
 
 
 def test_console_script_and_module_agree():

@@ -7,7 +7,13 @@ import torchvision
 from torch.utils.data import TensorDataset
 from torchvision.models import resnet18, squeezenet1_1
 
-from geomkd.cli.inputs import Transformed, load_data, load_inputs, load_model
+from geomkd.cli.inputs import (
+    Transformed,
+    check_takes_images,
+    load_data,
+    load_inputs,
+    load_model,
+)
 from geomkd.cli.parser import parsed
 
 
@@ -79,30 +85,29 @@ def test_a_wrong_name(name, text):
         load_model(name)
 
 
-class NotATensor:
-    pass
+@pytest.mark.parametrize("form", ["npz", "idx"])
+def test_arrays_take_no_image_size(images, form):
+    path = images
+    if form == "idx":
+        path = images.parent / "idx"
+        path.mkdir()
+        header = bytes((0, 0, 8, 3, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 1))
+        (path / "train-images-idx3-ubyte").write_bytes(header + b"1")
+        (path / "train-labels-idx1-ubyte").write_bytes(bytes((0, 0, 8, 1, 0, 0, 0, 1, 0)))
+    plain = load_model("torchvision:squeezenet1_1")
+    assert len(load_data(path, plain)[0])
+    with pytest.raises(ValueError, match=r"--image-size is for folders of images; .* holds arrays"):
+        load_data(path, plain, image_size=8)
 
 
-@pytest.mark.parametrize(
-    ("content", "text"),
-    [
-        (NotATensor(), "is no file of weights"),
-        ([1, 2], "must hold a state dict"),
-        ({"fc.bias": torch.zeros(3)}, "hold no matrix"),
-        ({"fc.weight": torch.zeros(3, 5)}, "does not fit torchvision:resnet18"),
-    ],
-)
-def test_wrong_weights(tmp_path, content, text):
-    path = save(content, tmp_path / "w.pth")
+def test_a_network_that_does_not_take_the_images(images):
+    vit = load_model("torchvision:vit_b_32", n_classes=2)
+    text = (
+        r"--model v does not take these images, of shape \(3, 40, 40\): .*Expected 224 but got 40"
+    )
     with pytest.raises(ValueError, match=text):
-        load_model("torchvision:resnet18", weights=path)
-
-
-def test_truncated_weights(tmp_path):
-    path = save(torchvision.models.resnet18().state_dict(), tmp_path / "w.pth")
-    path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(ValueError, match="is no file of weights"):
-        load_model("torchvision:resnet18", weights=path)
+        check_takes_images("--model v", vit, load_data(images, vit)[0])
+    assert vit.model.training
 
 
 def test_transformed_keeps_length_and_labels():

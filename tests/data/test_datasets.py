@@ -1,5 +1,6 @@
 import builtins
 import gzip
+import pickle
 import re
 import struct
 import sys
@@ -10,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 from sklearn.datasets import load_digits
+from torch.utils.data import DataLoader
 
 from geomkd.datasets import digits, load_folder, load_idx, open_dataset
 
@@ -290,8 +292,9 @@ def test_folder_of_splits_is_not_a_folder_of_classes(tmp_path):
 
 
 def test_folder_without_torchvision(tmp_path, monkeypatch):
-    for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
-        monkeypatch.delitem(sys.modules, name)
+    for name in list(sys.modules):
+        if name.split(".")[0] == "torchvision" or name == "geomkd.data.image_folder":
+            monkeypatch.delitem(sys.modules, name)
     real_import = builtins.__import__
 
     def no_torchvision(name, *args, **kwargs):
@@ -331,3 +334,100 @@ def test_open_dataset_says_what_it_expected(tmp_path):
     ):
         with pytest.raises(ValueError, match=re.escape(f"{path}{expected}{came}")):
             open_dataset(path)
+
+
+# --- folders as they are found
+
+
+def write_image(path, array):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(array).save(path)
+    return path
+
+
+DEEP = np.random.default_rng(0).integers(0, 65536, (6, 5), dtype=np.uint16)
+
+
+@pytest.mark.parametrize(
+    ("name", "array", "expected"),
+    [
+        ("a.png", DEEP, DEEP / 65535),  # I;16
+        ("a.tif", DEEP, DEEP / 65535),
+        ("a.tif", DEEP.astype(np.int32), DEEP / 65535),  # I
+        ("a.pgm", DEEP, DEEP / 65535),
+        ("a.tif", (DEEP / 65535).astype(np.float32), DEEP / 65535),  # F
+        ("a.png", (DEEP >> 8).astype(np.uint8), (DEEP >> 8) / 255),
+    ],
+)
+def test_grey_levels_are_kept(tmp_path, name, array, expected):
+    write_image(tmp_path / "cat" / name, array)
+    image = load_folder(tmp_path)[0][0]
+    assert image.shape == (3, 6, 5) and image.dtype == torch.float32
+    np.testing.assert_allclose(image, np.stack([expected] * 3), atol=1e-6)
+    resized = load_folder(tmp_path, image_size=5, mean=[0.5], std=[0.5])[0][0]
+    assert resized.shape == (3, 5, 5) and len(resized.unique()) > 15
+    own = load_folder(tmp_path, transform=np.asarray)[0][0]  # gets RGB, as the docstring says
+    assert own.shape == (6, 5, 3) and own.dtype == np.uint8
+    np.testing.assert_allclose(own[..., 1] / 255, expected, atol=0.51 / 255)
+
+
+@pytest.mark.parametrize(
+    ("array", "text"),
+    [
+        (DEEP.astype(np.int32) * 9, r"must lie in \[0, 65535\]"),
+        (DEEP.astype(np.int32) - 40000, r"must lie in \[0, 65535\]"),
+        (DEEP.astype(np.float32), r"must lie in \[0, 1\]"),
+        (np.full((6, 5), np.nan, np.float32), r"must lie in \[0, 1\]; they are nan to nan"),
+    ],
+)
+def test_images_of_unknown_range_are_refused_by_name(tmp_path, array, text):
+    file = write_image(tmp_path / "cat" / "a.tif", array)
+    with pytest.raises(ValueError, match=f"{re.escape(str(file))} cannot be read .*{text}"):
+        load_folder(tmp_path)[0]
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.bmp", "a.tif", "a.webp", "a.ppm"])
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_damaged_file_is_named(tmp_path, name, workers):
+    file = write_image(tmp_path / "cat" / name, random_images(40, 40, 3))
+    write_image(tmp_path / "cat" / "b.png", random_images(40, 40, 3))
+    data = load_folder(tmp_path)
+    content = file.read_bytes()
+    for kept in (content[: len(content) // 2], b"", b"nothing"):
+        file.write_bytes(kept)
+        loader = DataLoader(data, batch_size=2, num_workers=workers)
+        with pytest.raises(ValueError, match=re.escape(f"{file} cannot be read as an image: ")):
+            list(loader)
+        if kept != content[: len(content) // 2]:  # the header is lost
+            with pytest.raises(ValueError, match=re.escape(f"{file} cannot be read as an image")):
+                load_folder(tmp_path)
+
+
+def test_hidden_files_and_folders_are_no_class_and_no_image(tmp_path):
+    root = tmp_path / ".cache"  # that the folder itself is in a hidden one does not matter
+    arrays = write_folder(root, [(6, 5)] * 4)
+    for place in (".ipynb_checkpoints", "cat/.ipynb_checkpoints", "cat/.trash/deep"):
+        write_image(root / place / "x.png", arrays[0])
+    for name in (".DS_Store", "cat/.DS_Store", "cat/._0.png", "._1.png", "._train-images-idx3"):
+        (root / name).write_bytes(b"\0\5\x16\7")
+    data = open_dataset(root)
+    assert data.classes == ["cat", "dog"] and data.targets.tolist() == [0, 0, 1, 1]
+    assert [Path(file).name for file, _ in data.samples] == ["0.png", "2.png", "1.png", "3.png"]
+    (root / "empty").mkdir()
+    (root / "empty" / "._0.png").write_bytes(b"\0")
+    with pytest.raises(ValueError, match="classes empty"):
+        load_folder(root)
+
+
+def test_a_folder_with_nothing_but_hidden_folders(tmp_path):
+    write_image(tmp_path / ".git" / "x.png", random_images(6, 5, 3))
+    with pytest.raises(ValueError, match="a folder of 1 files with neither"):
+        open_dataset(tmp_path)
+    with pytest.raises(ValueError, match="Couldn't find any class folder"):
+        load_folder(tmp_path)
+
+
+def test_a_folder_can_be_sent_to_another_process(tmp_path):
+    write_folder(tmp_path, [(6, 5)] * 2)
+    data = load_folder(tmp_path, image_size=4)
+    assert torch.equal(pickle.loads(pickle.dumps(data))[1][0], data[1][0])

@@ -364,6 +364,18 @@ def test_isotropy_of_tiny_features_depends_on_scale():
     assert isotropy(1e-4 * x) < 0.5 * isotropy(x)
 
 
+@pytest.mark.parametrize("width", [8, 80])
+def test_isotropy_where_squares_leave_float64(width):
+    x = torch.from_numpy(falling(50, width))
+    variances = torch.linalg.svdvals(x - x.mean(0)) ** 2 / 50
+    for scale in (1e-160, 1e-150, 1e-130, 1e-100):  # their spread is nothing beside the 1e-6
+        expected = variances.mean().item() * scale * scale / 1e-6
+        assert isotropy(scale * x).item() == pytest.approx(expected, rel=1e-9, abs=1e-310)
+    expected = (variances.mean() / variances.std(correction=0)).item()
+    assert isotropy(1e160 * x).item() == pytest.approx(expected, rel=1e-9)
+    assert isotropy(torch.full((5, 3), 1e160, dtype=torch.float64)) == 0
+
+
 @pytest.mark.parametrize(
     "measure", [pca_dimension, spectral_entropy, effective_rank, power_law_alpha]
 )

@@ -19,9 +19,12 @@ from geomkd.distillation.teacher_head import WithTeacherHead
 from geomkd.network.forward import (
     Forward,
     call,
+    check_loaded,
     evaluating,
     first_tensor,
+    frozen_modules,
     modules_by_name,
+    tensors_in,
     unwrap,
 )
 from geomkd.network.hooks import features_of, has_layer
@@ -44,6 +47,8 @@ class Networks:
     cut: str | None  # student layer behind which the head trains on detached features
     groups: list[list[nn.Parameter]]  # backbone with projectors, and head if there is a cut
     n_classes: int  # the student's logits
+    n_heads: int  # tensors of logits that the student returns in evaluation mode
+    frozen: list[nn.Module]  # parts of the student that stay in evaluation mode
     forward: Forward | None
 
     @property
@@ -77,7 +82,8 @@ def join(
     samples : callable, optional
         Returns batches of inputs that principal components are fitted on; by default the example.
     """
-    n_classes = _n_logits(student, "student", example, forward)
+    n_classes, n_heads = _logits(student, "student", example, forward)
+    frozen = frozen_modules(student)
     teacher = _checked_teacher(student, teacher, objective, example, n_classes, forward)
     generator = Generator().manual_seed(seed)
     pairs = checked_pairs(pairs) if objective.uses_features else []
@@ -91,7 +97,7 @@ def join(
         pairs, theirs, student_layers = pairs[-1:], theirs[-1:], ["projector"]
         student = student.to(next(student.parameters()))
         ours = _described(student, "student", student_layers, example, forward)
-        n_classes = _n_logits(student, "student", example, forward)
+        n_classes, n_heads = _logits(student, "student", example, forward)
     split = split_student(student, example, ours, cut_head=objective.detaches_head, forward=forward)
     projectors = nn.ModuleList()
     if pairs:
@@ -113,6 +119,8 @@ def join(
         split.cut,
         groups,
         n_classes,
+        n_heads,
+        frozen,
         forward,
     )
 
@@ -159,6 +167,8 @@ def placed(
     for name, model in (("student", student), ("teacher", teacher)):
         if not isinstance(model, nn.Module) and not (name == "teacher" and model is None):
             raise TypeError(f"{name} must be a torch.nn.Module; got {type(model).__name__}")
+        if model is not None:
+            check_loaded(model, name)
     options = {"memory_format": torch.channels_last} if channels_last else {}
     student.to(device, **options)
     for parameter in student.parameters():
@@ -189,7 +199,7 @@ def _checked_teacher(
                 f"got the student's {name!r} in both"
             )
     if objective.uses_teacher_logits:
-        width = _n_logits(teacher, "teacher", example, forward)
+        width, _ = _logits(teacher, "teacher", example, forward)
         if width != n_classes:
             raise ValueError(
                 f"objective {objective.name!r} needs as many teacher logits as student logits; "
@@ -212,15 +222,23 @@ def _asked_once(
     return features
 
 
-def _n_logits(model: nn.Module, name: str, example: Any, forward: Forward | None) -> int:
+def n_alike(output: Any) -> int:
+    """Count the tensors in a model's output that have the shape of the first."""
+    shape = first_tensor(output).shape
+    return sum(tensor.shape == shape for tensor in tensors_in(output))
+
+
+def _logits(model: nn.Module, name: str, example: Any, forward: Forward | None) -> tuple[int, int]:
+    """Width of a model's logits, and how many tensors of such it returns."""
     with evaluating(model):
-        logits = first_tensor(call(model, example, forward))
+        output = call(model, example, forward)
+    logits = first_tensor(output)
     if logits.ndim != 2 or not logits.is_floating_point():
         raise ValueError(
             f"the {name} must return logits of shape (B, n_classes); got shape "
             f"{tuple(logits.shape)} of {str(logits.dtype).removeprefix('torch.')}"
         )
-    return logits.shape[1]
+    return logits.shape[1], n_alike(output)
 
 
 def _check_sides(pairs: Pairs, teacher: nn.Module | None, student: nn.Module) -> None:

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from geomkd.common.distributed import world
-from geomkd.distillation.detached_head import tapped
+from geomkd.distillation.detached_head import taken, tapped
 from geomkd.distillation.losses import at_least_float32
 from geomkd.distillation.objectives import StepTensors
-from geomkd.distillation.running.setup import Networks
+from geomkd.distillation.running.setup import Networks, n_alike
 from geomkd.network.forward import call, first_tensor, unwrap
 
 
@@ -40,8 +40,14 @@ class StudentStep(nn.Module):
         """Loss, its named parts, and the student's logits."""
         networks = self.networks
         with self.autocast():
-            logits = first_tensor(call(self.student, inputs, networks.forward))
-        student_features = [self.features[name] for name in networks.student_layers]
+            output = call(self.student, inputs, networks.forward)
+        logits = first_tensor(output)
+        if not isinstance(output, Tensor) and (n := n_alike(output)) > networks.n_heads:
+            raise ValueError(
+                f"the student returns {n} tensors of logits in training and {networks.n_heads} in "
+                "evaluation; only the first would be trained: give forward= that makes one of them"
+            )
+        student_features = taken(self.features, networks.student_layers)
         step = StepTensors(
             labels,
             at_least_float32(logits),

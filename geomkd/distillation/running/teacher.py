@@ -49,11 +49,17 @@ class LiveTeacher:
             return [], None
         with evaluating(teacher), self.autocast():
             if not networks.objective.uses_teacher_logits:  # not beyond the last layer
-                features = features_of(teacher, inputs, names, forward=forward)
-                return [features[name] for name in names], None
-            with capture(teacher, names) as features:
-                logits = first_tensor(call(teacher, inputs, forward))
-        return [features[name] for name in names], logits
+                features, logits = features_of(teacher, inputs, names, forward=forward), None
+            else:
+                with capture(teacher, names) as features:
+                    logits = first_tensor(call(teacher, inputs, forward))
+        values = [_usable(features[name]) for name in names]
+        return values, None if logits is None else _usable(logits)
+
+
+def _usable(value: Tensor) -> Tensor:
+    """Copy what a forward under ``inference_mode`` made: no backward pass may save it."""
+    return value.clone() if value.is_inference() else value
 
 
 class CachedTeacher:
