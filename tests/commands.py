@@ -54,6 +54,8 @@ def summary_of(folder):
 if __name__ == "__main__":
     from geomkd.cli.main import main
 
+    torch.set_num_threads(1)
+    sys.stdout.reconfigure(line_buffering=True)  # a process that is ended keeps what it said
     for arguments in json.loads(sys.argv[1]):
         if code := main(arguments):
             sys.exit(code)

@@ -1,4 +1,4 @@
-"""What several processes do in a test: ``torchrun ... two_processes.py OUT CASE ...``."""
+"""What several processes do in a test: ``two_processes.py OUT CASE ...``."""
 
 import sys
 from pathlib import Path

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 DEFINITIONS = ("published", "robust")
+IGNORED = -100  # what losses of torch take for no label
 _FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -72,24 +73,28 @@ def as_features(features: Any, name: str = "features") -> Tensor:
     return x.flatten(1)
 
 
-def as_labels(labels: Any, n: int | None = None, device: torch.device | None = None) -> Tensor:
-    """Labels as (n,) integers; one-hot or score rows (n, C) become their argmax.
+def as_labels(
+    labels: Any, n: int | None = None, device: torch.device | None = None, *, soft: bool = False
+) -> Tensor:
+    """Labels as (n,) integers, of integers or of exact one-hot rows (n, C).
+
+    With ``soft`` rows may be probabilities (>= 0, of sum 1), and are given as they are, as floats.
 
     Raises
     ------
     TypeError
-        Not an array, or one axis of floats (scores have two).
+        Not an array, or one axis that does not hold integers.
     ValueError
-        Another length than ``n``, another device than ``device``, or scores that are not finite.
+        Another length than ``n``, another device than ``device``, rows of anything else (several
+        ones, class indices of tokens, mixtures, scores), or the label -100, which losses ignore.
     """
     y = as_tensor(labels, "labels")
+    rows = "rows (n, C) of probabilities" if soft else "exact one-hot rows (n, C)"
+    form = f"labels must be (n,) integers or {rows} with C >= 2"
     if y.is_complex():
-        raise TypeError(f"labels must be integers or real scores; got {_dtype(y)}")
+        raise TypeError(f"{form}; got {_dtype(y)}")
     if y.ndim not in (1, 2) or (y.ndim == 2 and y.shape[1] < 2):
-        raise ValueError(
-            "labels must be (n,) integers or (n, C) scores with C >= 2; "
-            f"got shape {tuple(y.shape)} of {_dtype(y)}"
-        )
+        raise ValueError(f"{form}; got shape {tuple(y.shape)} of {_dtype(y)}")
     if y.ndim == 1 and (y.is_floating_point() or y.dtype is torch.bool):
         raise TypeError(f"1-d labels must be integers; got {_dtype(y)}")
     if n is not None and len(y) != n:
@@ -97,10 +102,41 @@ def as_labels(labels: Any, n: int | None = None, device: torch.device | None = N
     if device is not None and y.device != device:
         raise ValueError(f"labels must be on the features' device, {device}; got {y.device}")
     if y.ndim == 2:
-        if y.is_floating_point() and not bool(torch.isfinite(y).all()):
-            raise ValueError("label scores must be finite; got NaN or Inf")
-        return (y if y.dtype is not torch.bool else y.byte()).argmax(dim=1)
-    return y.long()
+        probabilities = _checked_rows(y, form, soft)
+        return probabilities if soft else probabilities.argmax(dim=1)
+    y = y.long()
+    if bool((y == IGNORED).any()):
+        raise ValueError(
+            f"labels must be classes; got {IGNORED}, which stands for no label, first in row "
+            f"{int((y == IGNORED).nonzero()[0])}: leave such samples out"
+        )
+    return y
+
+
+def _checked_rows(y: Tensor, form: str, soft: bool) -> Tensor:
+    """One-hot rows, or of probabilities too, as floats; ``ValueError`` says what else a row is."""
+    is_float = y.is_floating_point()
+    rows = y.to(torch.promote_types(y.dtype, torch.float32)) if is_float else y.double()
+    binary, sums = ((rows == 0) | (rows == 1)).all(dim=1), rows.sum(dim=1)
+    # Probabilities in half precision are rounded more coarsely than 1e-4.
+    close = max(1e-4, torch.finfo(y.dtype).eps) if is_float else 0
+    mixed = (rows >= 0).all(dim=1) & ((sums - 1).abs() <= close)
+    bad = ~(mixed if soft else binary & (sums == 1))
+    if not bool(bad.any()):
+        return rows
+    i = int(bad.nonzero()[0])
+    low, high = (f"{value:.4g}" for value in torch.stack(torch.aminmax(rows[i])).tolist())
+    if not bool(torch.isfinite(rows[i]).all()):
+        what = "NaN or Inf"
+    elif bool(binary[i]):
+        what = f"{int(sums[i])} ones (several labels of a sample, or none)"
+    elif not is_float:
+        what = f"integers {low} ... {high} (labels of tokens or positions, or counts)"
+    elif bool(mixed[i]):
+        what = "a mixture of classes (which only distill takes)"
+    else:
+        what = f"scores {low} ... {high} of sum {float(sums[i]):.4g}"
+    raise ValueError(f"{form}; got {what} in row {i}")
 
 
 def as_classes(labels: Any, n: int | None = None, device: torch.device | None = None) -> Classes:

@@ -15,6 +15,8 @@ from geomkd.common.checks import Classes, as_classes, as_labels, check_int
 from geomkd.common.randomness import generator_options
 from geomkd.data.sources import Kept, Stream, item_of, source_of
 
+ENDLESS = 100  # times ``samples``: where an iterable has given so many, it is taken for endless
+
 
 class Sample:
     """At most ``samples`` samples of a data set, equally many of every class where it has them.
@@ -22,7 +24,8 @@ class Sample:
     Parameters
     ----------
     data : pair of tensors, map-style Dataset, DataLoader, or iterable of batches
-        Inputs and labels; a batch is (inputs..., labels) or a mapping.
+        Inputs and labels; a batch is (inputs..., labels) or a mapping. An iterable is given up
+        where it goes on beyond ``ENDLESS * samples`` samples.
     samples : int
         Most samples in all: ``samples // C`` of each of C classes.
     seed : int
@@ -130,7 +133,12 @@ def _kept(stream: Stream, samples: int, per_class: int, seed: int) -> Kept:
     uniform = generator_options(seed) | {"dtype": torch.float64}
     held: dict[int, list[tuple[float, int, Any]]] = {}
     total = 0
-    for inputs, labels in stream:
+    for number, (inputs, labels) in enumerate(stream):
+        if max(total, number) > ENDLESS * samples:  # batches may be empty
+            raise ValueError(
+                f"the iterable has given more than {ENDLESS} x samples = {ENDLESS * samples} "
+                "samples or batches and does not end: end it (itertools.islice), or raise samples="
+            )
         for i, label in enumerate(labels):
             key = torch.rand((), **uniform).item()
             if label not in held:

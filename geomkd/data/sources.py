@@ -9,11 +9,15 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import (
+    BatchSampler,
     ConcatDataset,
     DataLoader,
     Dataset,
     IterableDataset,
+    RandomSampler,
+    SequentialSampler,
     Subset,
+    SubsetRandomSampler,
     TensorDataset,
     default_collate,
 )
@@ -29,7 +33,12 @@ Keys = tuple[str | None, str | None]  # of inputs and of labels, in batches that
 
 
 def source_of(
-    data: Any, keys: Keys = (None, None), *, labelled: bool = True, streams: bool = True
+    data: Any,
+    keys: Keys = (None, None),
+    *,
+    labelled: bool = True,
+    streams: bool = True,
+    soft: bool = False,
 ) -> Tensors | Items | Stream:
     """Tell which form data has.
 
@@ -37,33 +46,37 @@ def source_of(
     ----------
     data : pair of tensors, map-style Dataset, DataLoader, or iterable of batches
         Inputs and labels; a batch is (inputs..., labels) or a mapping. Of a DataLoader, its data
-        set, collate function and workers are used.
+        set, collate function and workers are used, and the samples that its sampler gives, in the
+        order of the data set.
     keys : (str or None, str or None)
         Where inputs and labels are in batches that are mappings; see `unpack`.
     labelled : bool
         False where labels do not matter and need not be there: a tensor of inputs will do.
     streams : bool
         Whether data that can be read but once will do.
+    soft : bool
+        Whether labels may be rows of probabilities.
 
     Raises
     ------
     TypeError
         Data of no such form.
     ValueError
-        No samples, or not as many labels as inputs.
+        No samples, not as many labels as inputs, or a sampler other than the sequential, the
+        random (each sample once) and the subset sampler.
     """
     if isinstance(data, Array) and not labelled:
         return Tensors(data)
     is_list = isinstance(data, tuple | list) and not isinstance(data, Dataset)
     if is_list and (isinstance(data, tuple) or not data or isinstance(data[0], Array)):
-        return _pair(data, labelled)  # any other list is one of batches
+        return _pair(data, labelled, soft)  # any other list is one of batches
     shown = type(data).__name__
     if isinstance(data, DataLoader):
         shown += f" of {type(data.dataset).__name__}"
         if data.batch_sampler is None:
             shown += " with batch_size=None"
         elif not isinstance(data.dataset, IterableDataset):
-            return Items(data.dataset, keys, data)
+            return Items(_given_by(data), keys, data)
     if not isinstance(data, Array | Mapping | str):
         by_index = hasattr(data, "__getitem__") and hasattr(data, "__len__")
         if by_index and not is_list and not isinstance(data, IterableDataset):
@@ -79,19 +92,41 @@ def can_be_read_again(data: Any) -> bool:
     return not isinstance(source_of(data, labelled=False), Stream)
 
 
-def _pair(data: tuple | list, labelled: bool) -> Tensors:
+def _pair(data: tuple | list, labelled: bool, soft: bool) -> Tensors:
     if len(data) != 2 or not all(isinstance(part, Array) for part in data):
         shown = ", ".join(type(part).__name__ for part in data)
         raise TypeError(f"data must be a pair (inputs, labels) of tensors; got ({shown})")
     inputs, labels = data
     if labelled:
-        return Tensors(inputs, labels)
+        return Tensors(inputs, labels, soft)
     if len(inputs) != len(labels):
         raise ValueError(
             "a pair of tensors is inputs and labels, of one length (two batches need an "
             f"iterator); got {len(inputs)} and {len(labels)}"
         )
     return Tensors(inputs)
+
+
+def _given_by(loader: DataLoader) -> Any:
+    """Return a loader's data set, or the subset of it that the loader's sampler gives."""
+    batches, dataset = loader.batch_sampler, loader.dataset
+    # Of the exact types alone: what a class of the user's own gives is not known.
+    sampler = batches.sampler if type(batches) is BatchSampler else batches
+    kind = type(sampler)
+    if kind is SubsetRandomSampler:
+        return Subset(dataset, sorted(int(i) for i in sampler.indices))
+    if kind is SequentialSampler or (
+        kind is RandomSampler
+        and not sampler.replacement
+        and sampler.num_samples == len(sampler.data_source)
+    ):
+        n = len(sampler.data_source)
+        return dataset if n == len(dataset) else Subset(dataset, range(n))
+    shown = kind.__name__ + " with replacement= or num_samples=" * (kind is RandomSampler)
+    raise ValueError(
+        "a DataLoader's sampler must be a SequentialSampler, RandomSampler (of every sample once) "
+        f"or SubsetRandomSampler; got {shown}: give the data set, or a Subset of what counts"
+    )
 
 
 # ---- sources -------------------------------------------------------------------------------------
@@ -102,12 +137,12 @@ class Tensors:
 
     kept_bytes = 0
 
-    def __init__(self, inputs: Any, labels: Any = None) -> None:
+    def __init__(self, inputs: Any, labels: Any = None, soft: bool = False) -> None:
         self.inputs = as_tensor(inputs, "inputs")
         if self.inputs.ndim < 1 or len(self.inputs) == 0:
             raise ValueError(f"inputs must be (n, ...); got shape {tuple(self.inputs.shape)}")
         self.total = len(self.inputs)
-        self.targets = None if labels is None else as_labels(labels, self.total)
+        self.targets = None if labels is None else as_labels(labels, self.total, soft=soft)
 
     def known_labels(self) -> Tensor:
         """Labels of all samples."""
@@ -215,13 +250,15 @@ def _shapes(item: Any) -> list[torch.Size]:
 # ---- batches -------------------------------------------------------------------------------------
 
 
-def split(batch: Any, keys: Keys) -> tuple[Any, Tensor]:
+def split(batch: Any, keys: Keys, *, soft: bool = False) -> tuple[Any, Tensor]:
     """Split a batch into inputs and labels, whose form is checked here for all kinds of data."""
     inputs, labels = unpack(batch, *keys)
     if np.ndim(labels) == 0:
         raise ValueError("data must give batches; got one sample (use a DataLoader)")
     known = isinstance(labels, Array)
-    return inputs, as_labels(labels if known else np.asarray(labels))
+    if not known and isinstance(labels[0], Array) and labels[0].ndim:
+        raise ValueError("labels of several values must be tensors; got a list of tensors a batch")
+    return inputs, as_labels(labels if known else np.asarray(labels), soft=soft)
 
 
 def item_of(inputs: Any, i: int) -> Any:

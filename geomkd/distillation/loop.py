@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from geomkd.common.distributed import summed, take_from_first, world
 from geomkd.common.randomness import seed_of, seeded
+from geomkd.distillation.losses import right
 from geomkd.distillation.result import DistillationResult
 from geomkd.distillation.running.batches import Batch, Batches
 from geomkd.distillation.running.checkpoint import Checkpoints
@@ -75,8 +76,11 @@ def distill(
         Run in evaluation mode and left bit for bit as it is, but for its device. None will do for
         objectives without a teacher.
     train : pair of tensors, map-style Dataset, or DataLoader
-        Inputs and class indices 0 ... n_classes - 1. Of a DataLoader the data set, ``collate_fn``,
-        ``num_workers`` and ``worker_init_fn`` are used; batches and their order are made here.
+        Inputs and labels: class indices 0 ... n_classes - 1, or rows (B, n_classes) of
+        probabilities (>= 0, of sum 1), which the cross entropy takes as they are. Of a DataLoader
+        the data set, ``collate_fn``, ``num_workers`` and ``worker_init_fn`` are used, and the
+        samples of its sampler (each, or each of a subset, once); batches and their order are made
+        here.
     pairs : list of (str, str), optional
         Teacher layer and student layer, such as :func:`geomkd.pair_layers` gives; required by
         objectives that use features, ignored by the others.
@@ -331,7 +335,7 @@ def train_step(run: Run, parts: list[Batch]) -> list[tuple[int, dict[str, Tensor
                 inputs, batch.labels, teacher_features, teacher_logits
             )  # behind the cut, if there is one, the logits have no way back to the backbone
             run.scaler.scale(loss * batch.share).backward()
-        hits = (logits.argmax(1) == batch.labels).to(loss.dtype).mean()
+        hits = right(logits, batch.labels).to(loss.dtype).mean()
         done.append((len(batch.labels), {"loss": loss, **losses, "train_accuracy": hits}))
     groups = zip(run.optimisers, run.networks.groups, run.recipe.clip_norms, strict=False)
     for optimiser, parameters, norm in groups:
@@ -351,5 +355,5 @@ def accuracy(run: Run) -> float:
     with evaluating(student), run.recipe.autocast(run.device)():
         for (batch,) in run.val.steps(epoch=0):
             logits = first_tensor(call(student, run.prepared(batch.inputs), forward))
-            correct += (logits.argmax(1) == batch.labels).sum()
+            correct += right(logits, batch.labels).sum()
     return int(summed(correct)) / run.val.order.n_samples

@@ -16,8 +16,17 @@ def at_least_float32(tensor: Tensor) -> Tensor:
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross entropy of logits (B, C) against class indices (B,), averaged over the batch."""
-    return F.cross_entropy(at_least_float32(logits), labels)
+    """Cross entropy of logits (B, C) against class indices (B,) or rows of probabilities (B, C).
+
+    Averaged over the batch.
+    """
+    logits = at_least_float32(logits)
+    return F.cross_entropy(logits, labels if labels.ndim == 1 else labels.to(logits.dtype))
+
+
+def right(logits: Tensor, labels: Tensor) -> Tensor:
+    """Whether the largest logit is the label's, or at the largest of its probabilities: (B,)."""
+    return logits.argmax(1) == (labels if labels.ndim == 1 else labels.argmax(1))
 
 
 def softened_divergence(logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:

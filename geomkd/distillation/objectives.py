@@ -35,8 +35,8 @@ class StepTensors:
 
     Attributes
     ----------
-    labels : Tensor, shape (B,)
-        Class indices.
+    labels : Tensor, shape (B,) or (B, n_classes)
+        Class indices, or probabilities.
     logits : Tensor, shape (B, n_classes)
         The student's.
     teacher_logits : Tensor, shape (B, n_classes), or None

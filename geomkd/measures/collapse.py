@@ -28,7 +28,7 @@ def fisher_ratio(features: Any, labels: Any, *, null: int = 0, seed: int = 0) ->
     features : Tensor or ndarray, shape (n, ...)
         Flattened to (n, d); any floating-point type and device.
     labels : Tensor or ndarray, shape (n,) or (n, C)
-        Integers, or scores of which the largest counts.
+        Integers, or exact one-hot rows.
     null, seed : int
         Permutations of the labels to hold the score against, and their seed.
 

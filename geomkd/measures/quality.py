@@ -165,7 +165,7 @@ def knowledge_quality(
         Activations of n samples, float64, float32, float16 or bfloat16, on any device; flattened
         to (n, d).
     labels : Tensor or ndarray, shape (n,) or (n, C)
-        Integers, or one-hot or score rows, of which the largest counts.
+        Integers, or exact one-hot rows.
     dataset_size : number, optional
         Size N of the data set that the sample was drawn from; n by default. Only the published
         efficiency depends on it.
@@ -185,7 +185,7 @@ def knowledge_quality(
     Raises
     ------
     TypeError
-        Features that are no floating-point array, labels that are neither integers nor score rows.
+        Features that are no floating-point array, labels of one axis that are no integers.
     ValueError
         NaN or Inf, fewer than two classes or than two samples of one, lengths or devices that
         differ, features of less than two axes, ``dataset_size`` below n, an unknown definition.

@@ -37,7 +37,7 @@ def knn_accuracy(
     features : Tensor or ndarray, shape (n, ...)
         Flattened to (n, d); any floating-point type and device.
     labels : Tensor or ndarray, shape (n,) or (n, C)
-        Integers, or scores of which the largest counts.
+        Integers, or exact one-hot rows.
     k : int
         Neighbours that vote, 1 <= k < n; at most n // C - 1 do, the mates that a row has in a class
         of average size. A tie goes to the class of the lowest label.
@@ -119,7 +119,7 @@ def silhouette(features: Any, labels: Any, *, null: int = 0, seed: int = 0) -> T
     features : Tensor or ndarray, shape (n, ...)
         Flattened to (n, d); any floating-point type and device.
     labels : Tensor or ndarray, shape (n,) or (n, C)
-        Integers, or scores of which the largest counts.
+        Integers, or exact one-hot rows.
     null, seed : int
         Permutations of the labels to hold the score against, and their seed.
 
@@ -229,7 +229,7 @@ def nearest_class_mean(
     features : Tensor or ndarray, shape (n, ...)
         Flattened to (n, d); any floating-point type and device.
     labels : Tensor or ndarray, shape (n,) or (n, C)
-        Integers, or scores of which the largest counts.
+        Integers, or exact one-hot rows.
     test_share : float
         Share of every class that is held out, 0 < test_share < 1.
     null : int

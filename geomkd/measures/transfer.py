@@ -37,7 +37,7 @@ def logme(
     features : Tensor or ndarray, shape (n, ...)
         Flattened to (n, d); any floating-point type and device.
     labels : Tensor or ndarray, shape (n,) or (n, C)
-        Integers, or scores of which the largest counts.
+        Integers, or exact one-hot rows.
     center : bool
         Give the model an intercept. Without (as published) features are taken as they are.
     null, seed : int
@@ -191,7 +191,7 @@ def h_score(
     features : Tensor or ndarray, shape (n, ...)
         Flattened to (n, d); any floating-point type and device.
     labels : Tensor or ndarray, shape (n,) or (n, C)
-        Integers, or scores of which the largest counts.
+        Integers, or exact one-hot rows.
     shrinkage : "ledoit_wolf" or float
         Share a of the target in the covariance, 0 <= a <= 1; 0 is the H-score of Bao et al., 1
         leaves nothing.
@@ -290,7 +290,7 @@ def gbc(
     features : Tensor or ndarray, shape (n, ...)
         Flattened to (n, d); any floating-point type and device.
     labels : Tensor or ndarray, shape (n,) or (n, C)
-        Integers, or scores of which the largest counts.
+        Integers, or exact one-hot rows.
     components : int
         Principal axes that are kept; all of them where the sample's rank is less.
     null, seed : int

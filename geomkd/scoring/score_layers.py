@@ -67,7 +67,9 @@ def score_layers(
         The teacher; run in evaluation mode without gradients and left as it was.
     data : pair of tensors, map-style Dataset, DataLoader, or iterable of batches
         Images (or whatever the model takes) and labels. A batch is (inputs..., labels) or a
-        mapping. An iterable is read once and its sampled inputs are kept.
+        mapping. An iterable is read once and its sampled inputs are kept; beyond 100 * ``samples``
+        samples it is taken for endless, an error. Of a DataLoader what its sampler gives counts,
+        if that is each sample, or each of a subset, once; other samplers are refused.
     layers : sequence of str, optional
         Names of modules; by default what `candidate_layers` lists.
     measures : sequence of str and callable
@@ -89,9 +91,10 @@ def score_layers(
     definition : {"published", "robust"}
         Definition of knowledge quality.
     labels : Tensor or ndarray, shape (N,), or {"predicted", "none"}, optional
-        Labels in place of the data's own; the model's own largest output for all of the data, read
-        once more for it (classes of a single sample are left out); or none, for measures that need
-        none. With any of these the data need have no labels: a tensor of inputs will do.
+        Labels in place of the data's own, in its order; the model's own largest output for all of
+        the data, read once more for it (classes of a single sample are left out); or none, for
+        measures that need none. With any of these the data need have no labels: a tensor of inputs
+        will do.
     subsamples : int
         Class-stratified half-samples behind rank sets and spreads; 0 turns them off.
     sweep : sequence of int

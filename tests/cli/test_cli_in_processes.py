@@ -11,7 +11,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from commands import COMMAND, WRITTEN, make_files, student_of, summary_of
+from commands import COMMAND, WRITTEN, student_of, summary_of
+from processes import ended, start
 from small import same
 
 import geomkd.cli.main as main_module
@@ -20,33 +21,19 @@ from geomkd.common.distributed import World
 from geomkd.geometry.precision import one_thread
 
 LAST = [*COMMAND, "--layers", "last", "--k", "2"]
-
-
-def start(folder, *commands, processes=1):
-    """A process that runs commands one after another, or several that do so together."""
-    run = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    arguments = [str(Path(__file__).parents[1] / "commands.py"), json.dumps(commands)]
-    return subprocess.Popen(
-        [sys.executable, *(run if processes > 1 else []), *arguments],
-        cwd=folder,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"},
-        start_new_session=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+SCRIPT = Path(__file__).parents[1] / "commands.py"
 
 
 @pytest.mark.slow
 def test_killed_and_resumed(here):
     command = [*LAST, "--epochs", "20", "--checkpoint-steps", "1", "--out"]
-    process = start(here, [*command, "killed"])
+    (process,) = start(SCRIPT, [json.dumps([[*command, "killed"]])])
     checkpoints = here / "killed" / "checkpoints"
     late = "step-000000007"  # of a hundred, five an epoch
-    while process.poll() is None and not any(p.name > late for p in checkpoints.glob("step-*.pt")):
+    while process.is_alive() and not any(p.name > late for p in checkpoints.glob("step-*.pt")):
         time.sleep(0.005)
     os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
+    process.join()
     assert not (here / "killed" / "student.pt").exists()
     state = torch.load(max(checkpoints.glob("step-*.pt")), weights_only=True)
     with one_thread():  # as in the process that was killed
@@ -58,47 +45,34 @@ def test_killed_and_resumed(here):
     assert kept and list(seconds[: len(kept)]) == pytest.approx(kept, rel=1e-12)
 
 
-def told(err):
-    """Lines of errors, and that torchrun saw the command's own code."""
-    assert "exitcode  : 2 " in err and "exitcode  : 1 " not in err, err
-    return [line for line in err.splitlines() if line.startswith("geomkd distill: ")]
+def told(text):
+    return [line for line in text.splitlines() if line.startswith("geomkd distill: ")]
 
 
-@pytest.fixture(scope="module")
-def two(tmp_path_factory):
-    """Folder, output and errors of two commands; most of their time is the start of processes."""
-    folder = tmp_path_factory.mktemp("two")
-    make_files(folder)
+@pytest.mark.slow
+def test_two_processes_make_one_folder_and_tell_an_error_of_one_in_training_once(here):
+    # Both in one start of the processes.
     fails = [*LAST, "--student", "tiny_nets:fails_in_the_second", "--out", "failed"]
-    process = start(folder, [*LAST, "--out", "two"], fails, processes=2)
-    out, err = process.communicate(timeout=200)
-    assert process.returncode != 0
-    return folder, out, err
-
-
-@pytest.mark.slow
-def test_two_processes_make_one_folder(two):
-    folder, out, err = two
-    assert sorted(p.name for p in (folder / "two").iterdir()) == sorted(WRITTEN), err
-    assert [out.count(text) for text in ("layers: ", "wrote student.pt")] == [2, 1]  # of two
-    assert out.count("teacher: ") == 2
-    assert summary_of(folder / "two")["processes"] == 2
-
-
-@pytest.mark.slow
-def test_an_error_of_one_process_in_training_is_told_once(two):
-    (line,) = told(two[2])
+    commands = json.dumps([[*LAST, "--out", "two"], fails])
+    codes = ended(start(SCRIPT, [commands], size=2, output="said"))
+    said = (here / "said").read_text()
+    assert sorted(codes) == [-signal.SIGTERM, 2], said
+    assert sorted(p.name for p in (here / "two").iterdir()) == sorted(WRITTEN)
+    assert [said.count(text) for text in ("wrote student.pt", "layers: ", "teacher: ")] == [1, 2, 2]
+    assert summary_of(here / "two")["processes"] == 2
+    (line,) = told(said)
     assert "the disk is gone" in line
 
 
 @pytest.mark.slow
-def test_an_error_of_one_process_before_training_is_told_once(here):
+def test_an_error_of_one_process_before_training_is_told_once_under_torchrun(here):
+    run = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "geomkd"]
     command = [*LAST, "--student", "tiny_nets:not_made_in_the_second", "--out", "two"]
-    process = start(here, command, processes=2)
-    err = process.communicate(timeout=200)[1]
-    assert process.returncode != 0
-    (line,) = told(err)
+    done = subprocess.run([sys.executable, *run, *command], capture_output=True, text=True)
+    assert done.returncode != 0
+    (line,) = told(done.stderr)
     assert "no network here" in line
+    assert "exitcode  : 2 " in done.stderr and "exitcode  : 1 " not in done.stderr
     assert not (here / "two").exists()
 
 

@@ -97,6 +97,16 @@ FEATURES = {
         "features must be finite; got NaN or Inf in 1 of 12 rows, first in row 0",
     ),
 }
+FORM = "labels must be (n,) integers or exact one-hot rows (n, C) with C >= 2"
+
+
+def rows_with(row, number=5, dtype=torch.float32):
+    """One-hot rows, but for one."""
+    rows = torch.eye(3, dtype=dtype)[Y]
+    rows[number] = torch.tensor(row, dtype=dtype)
+    return rows
+
+
 LABELS = {
     "list": (Y.tolist(), TypeError, "labels must be a torch.Tensor or a numpy.ndarray; got list"),
     "1-d floats": (Y.float(), TypeError, "1-d labels must be integers; got float32"),
@@ -104,7 +114,7 @@ LABELS = {
     "complex": (
         torch.zeros(12, 3, dtype=torch.complex64),
         TypeError,
-        "labels must be integers or real scores; got complex64",
+        f"{FORM}; got complex64",
     ),
     "strings": (
         Y.numpy().astype(str),
@@ -119,18 +129,17 @@ LABELS = {
     "one column": (
         Y[:, None],
         ValueError,
-        "labels must be (n,) integers or (n, C) scores with C >= 2; got shape (12, 1) of int64",
+        f"{FORM}; got shape (12, 1) of int64",
     ),
     "three axes": (
         torch.zeros(12, 3, 2),
         ValueError,
-        "labels must be (n,) integers or (n, C) scores with C >= 2; "
-        "got shape (12, 3, 2) of float32",
+        f"{FORM}; got shape (12, 3, 2) of float32",
     ),
     "no axis": (
         torch.tensor(1),
         ValueError,
-        "labels must be (n,) integers or (n, C) scores with C >= 2; got shape () of int64",
+        f"{FORM}; got shape () of int64",
     ),
     "fewer": (Y[:11], ValueError, "labels must be as many as the features, n = 12; got 11"),
     "none at all": (Y[:0], ValueError, "labels must be as many as the features, n = 12; got 0"),
@@ -142,12 +151,48 @@ LABELS = {
     "nan scores": (
         half_scores(float("nan")),
         ValueError,
-        "label scores must be finite; got NaN or Inf",
+        f"{FORM}; got NaN or Inf in row 2",
     ),
     "inf scores": (
         half_scores(float("inf")).numpy(),
         ValueError,
-        "label scores must be finite; got NaN or Inf",
+        f"{FORM}; got NaN or Inf in row 2",
+    ),
+    "several classes": (
+        rows_with([1, 0, 1], dtype=torch.bool),
+        ValueError,
+        f"{FORM}; got 2 ones (several labels of a sample, or none) in row 5",
+    ),
+    "no class": (
+        rows_with([0, 0, 0]).numpy(),
+        ValueError,
+        f"{FORM}; got 0 ones (several labels of a sample, or none) in row 5",
+    ),
+    "tokens": (
+        rows_with([-100, 7, 2], dtype=torch.int64),
+        ValueError,
+        f"{FORM}; got integers -100 ... 7 (labels of tokens or positions, or counts) in row 5",
+    ),
+    "mixtures": (
+        rows_with([0.25, 0.75, 0], dtype=torch.float64),
+        ValueError,
+        f"{FORM}; got a mixture of classes (which only distill takes) in row 5",
+    ),
+    "nearly one-hot": (
+        rows_with([0.99999, 0.00001, 0]),
+        ValueError,
+        f"{FORM}; got a mixture of classes (which only distill takes) in row 5",
+    ),
+    "scores": (
+        rows_with([2.5, -1, 0], dtype=torch.bfloat16),
+        ValueError,
+        f"{FORM}; got scores -1 ... 2.5 of sum 1.5 in row 5",
+    ),
+    "ignored": (
+        torch.where(torch.arange(12) == 4, -100, Y).numpy().astype(np.int8),
+        ValueError,
+        "labels must be classes; got -100, which stands for no label, first in row 4: leave such "
+        "samples out",
     ),
     "one class": (
         Y * 0 + 7,
@@ -241,7 +286,8 @@ def test_classes():
         np.eye(3)[Y.numpy()],
         np.eye(3, dtype=bool)[Y.numpy()],
         torch.eye(3)[Y].half(),
-        torch.eye(3)[Y].bfloat16() - 2,
+        torch.eye(3)[Y].bfloat16(),
+        torch.eye(3)[Y].numpy().astype(np.uint16),
         torch.eye(3, dtype=torch.uint8)[Y],
         Y.to(torch.uint8),
         Y.numpy().astype(np.uint16),
@@ -255,6 +301,32 @@ def test_forms_of_labels(labels):
     got = as_labels(labels, 12)
     assert got.dtype is torch.int64
     assert torch.equal(got, Y)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_soft_labels_are_given_as_they_are(dtype):
+    rows = torch.rand(12, 1000, generator=torch.Generator().manual_seed(0)).softmax(1).to(dtype)
+    got = as_labels(rows, soft=True)
+    assert got.dtype is torch.promote_types(dtype, torch.float32)
+    assert torch.equal(got, rows.to(got.dtype))
+    assert torch.equal(as_labels(torch.eye(3, dtype=torch.int64)[Y], soft=True), torch.eye(3)[Y])
+    assert torch.equal(as_labels(Y, soft=True), Y)
+
+
+@pytest.mark.parametrize(
+    ("row", "what"),
+    [
+        ([1, 1, 0], "2 ones"),
+        ([0.5, 0.5, 0.01], "scores 0.01 ... 0.5 of sum 1.01"),
+        ([1.5, -0.5, 0], "scores -0.5 ... 1.5 of sum 1"),
+        ([0.5, float("nan"), 0.5], "NaN or Inf"),
+    ],
+)
+def test_soft_labels_that_are_no_probabilities(row, what):
+    with pytest.raises(
+        ValueError, match=rf"rows \(n, C\) of probabilities .*got {what}.* in row 5"
+    ):
+        as_labels(rows_with(row), soft=True)
 
 
 def read_only():

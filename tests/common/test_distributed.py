@@ -113,16 +113,6 @@ def process(folder, how):
     (folder / f"{here.rank}.json").write_text(json.dumps(found))
 
 
-def run(commands):
-    """Run commands side by side."""
-    running = [
-        subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True)
-        for command, env in commands
-    ]
-    errors = [process.communicate(timeout=120)[1] for process in running]
-    assert [process.returncode for process in running] == [0] * len(running), errors
-
-
 def assert_all_were_seen(folder):
     for rank in range(SIZE):
         found = json.loads((folder / f"{rank}.json").read_text())
@@ -145,15 +135,21 @@ def assert_all_were_seen(folder):
 def test_processes_of_torchrun(tmp_path):
     several = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(SIZE)]
     command = [sys.executable, *several, __file__, str(tmp_path), "torchrun"]
-    run([(command, os.environ | {"OMP_NUM_THREADS": "1"})])
+    done = subprocess.run(command, stderr=subprocess.PIPE, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
     assert_all_were_seen(tmp_path)
 
 
 @pytest.mark.slow
 def test_group_of_the_callers(tmp_path):
-    command = [sys.executable, __file__, str(tmp_path), "group"]
-    own = [os.environ | {"OMP_NUM_THREADS": "1", "NUMBER": str(rank)} for rank in range(SIZE)]
-    run([(command, environment) for environment in own])
+    from processes import ended, start  # which this file does not see where it is run by itself
+
+    options = {"output": tmp_path / "said"}
+    each = [
+        start(__file__, [tmp_path, "group"], environment={"NUMBER": str(rank)}, **options)
+        for rank in range(SIZE)
+    ]
+    assert [ended(one) for one in each] == [[0]] * SIZE, options["output"].read_text()
     assert_all_were_seen(tmp_path)
 
 

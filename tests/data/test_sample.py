@@ -15,7 +15,7 @@ from torch.utils.data import (
     default_collate,
 )
 
-from geomkd.data.sample import Sample
+from geomkd.data.sample import ENDLESS, Sample
 
 N, CLASSES = 60, 3
 X = torch.arange(N * 2.0).reshape(N, 2)  # X[i, 0] == 2 i says which sample a row is
@@ -171,6 +171,24 @@ def test_iterable_is_read_exactly_once():
         rows_of(sample)
         rows_of(sample, of_class=1)
     assert stream.passes == 1
+
+
+def endless(batch):
+    while True:
+        yield batch
+
+
+@pytest.mark.parametrize("rows", [7, 1, 0])
+def test_an_endless_iterable_is_given_up(rows):
+    with pytest.raises(ValueError, match=f"more than {ENDLESS} x samples = 1200 .*islice"):
+        Sample(endless((X[:rows], Y[:rows])), 12, seed=0)
+    with pytest.raises(ValueError, match="does not end"):
+        Sample(endless(X[:rows]), 12, seed=0, labelled=False)
+
+
+def test_a_long_iterable_is_read_to_its_end():
+    data = [(X, Y)] * (ENDLESS * 12 // N)
+    assert Sample(data, 12, seed=0).total == ENDLESS * 12
 
 
 def test_choice_from_an_iterable_is_uniform():

@@ -6,12 +6,18 @@ import numpy as np
 import pytest
 import torch
 from torch.utils.data import (
+    BatchSampler,
     ConcatDataset,
     DataLoader,
     Dataset,
+    DistributedSampler,
     IterableDataset,
+    RandomSampler,
+    SequentialSampler,
     Subset,
+    SubsetRandomSampler,
     TensorDataset,
+    WeightedRandomSampler,
     default_collate,
 )
 
@@ -167,6 +173,79 @@ def test_labels_of_a_subset_are_the_subsets():
     assert labels_kept_by(nested).tolist() == Y[[5, 3]].tolist()
 
 
+# ---- samplers ----
+
+
+class Reversed(SequentialSampler):
+    pass
+
+
+ROWS = [40, 3, 17, 8, 29, 5, 0, 13]
+SAMPLERS = {
+    "subset": (SubsetRandomSampler(ROWS), sorted(ROWS)),
+    "subset of a tensor": (SubsetRandomSampler(torch.tensor(ROWS)), sorted(ROWS)),
+    "sequential": (SequentialSampler(Y), list(range(N))),
+    "sequential over fewer": (SequentialSampler(range(9)), list(range(9))),
+    "random": (RandomSampler(Y), list(range(N))),
+    "random over fewer": (RandomSampler(range(9), num_samples=9), list(range(9))),
+}
+REFUSED = {
+    "weighted": (WeightedRandomSampler([1.0] * N, N), "WeightedRandomSampler"),
+    "replaced": (RandomSampler(Y, replacement=True), "RandomSampler with replacement= or num_"),
+    "some": (RandomSampler(Y, num_samples=9), "RandomSampler with replacement= or num_samples="),
+    "distributed": (DistributedSampler(Y, num_replicas=2, rank=0), "DistributedSampler"),
+    "own class": (Reversed(Y), "Reversed"),
+    "list": (ROWS, "list"),
+}
+
+
+def loaders(sampler):
+    """The two ways to hand a sampler over."""
+    data = WithTargets(Y)
+    yield DataLoader(data, batch_size=4, sampler=sampler, drop_last=True)
+    yield DataLoader(data, batch_sampler=BatchSampler(sampler, 7, drop_last=False))
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_a_sampler_says_which_samples_count(name):
+    sampler, rows = SAMPLERS[name]
+    for loader in loaders(sampler):
+        source = source_of(loader)
+        assert source.total == len(rows)
+        assert torch.equal(source.labels(), Y[rows])
+        read = torch.cat(list(source.read(torch.arange(len(rows)), 3, 0)))
+        assert torch.equal(read, X[rows])
+        sample = Sample(loader, 6, seed=0)
+        assert sample.total == len(rows)
+        assert torch.equal(Y[rows][sample.indices], sample.classes.index)
+
+
+def test_a_sampler_of_a_subset_counts_within_it():
+    data = Subset(WithTargets(Y), range(10, 40))
+    source = source_of(DataLoader(data, sampler=SubsetRandomSampler([20, 1, 2])))
+    assert torch.equal(source.labels(), Y[[11, 12, 30]])
+    assert torch.equal(next(source.read(torch.arange(3), 3, 0)), X[[11, 12, 30]])
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_other_samplers_are_refused_by_name(name):
+    sampler, shown = REFUSED[name]
+    words = f"SubsetRandomSampler; got {shown}.*: give the data set, or a Subset of what counts"
+    for loader in loaders(sampler):
+        with pytest.raises(ValueError, match=words):
+            source_of(loader)
+
+
+@pytest.mark.parametrize("own", [[[0, 1], [2, 3]], BatchSampler])
+def test_other_batch_samplers_are_refused_by_name(own):
+    kind = list
+    if own is BatchSampler:
+        kind = type("ByClass", (BatchSampler,), {})
+        own = kind(SequentialSampler(Y), 4, drop_last=False)
+    with pytest.raises(ValueError, match=f"got {kind.__name__}: give the data set"):
+        source_of(DataLoader(WithTargets(Y), batch_sampler=own))
+
+
 # ---- batches -------------------------------------------------------------------------------------
 
 
@@ -178,6 +257,11 @@ def test_split_checks_the_labels():
         split((X, Y.float()), (None, None))
     with pytest.raises(ValueError, match=r"must give batches; got one sample \(use a DataLoader"):
         split((X[0], 3), (None, None))
+    tags = default_collate([(X[0], [0, 1, 0]), (X[1], [1, 0, 0])])  # turned round: three pairs
+    with pytest.raises(ValueError, match="must be tensors; got a list of tensors a batch"):
+        split(tags, (None, None))
+    with pytest.raises(ValueError, match="2 ones"):
+        split((X[:2], [[1, 1, 0], [0, 1, 0]]), (None, None))
 
 
 def test_inputs_of_batches_without_labels():

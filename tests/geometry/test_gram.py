@@ -135,9 +135,18 @@ def test_refine():
     torch.testing.assert_close(gram.refine(rows), expected, rtol=1e-12, atol=0)
     some = torch.tensor([1399, 2, 700])
     torch.testing.assert_close(gram.refine(some), expected[some], rtol=1e-12, atol=0)
-    few = gram.unresolved(value[:, 0], at[:, 0], per_class=True)
-    assert set(few.tolist()) <= set(rows.tolist())
-    assert gram.refine(few).min() == expected.min()
+
+
+def test_only_rows_that_may_hold_the_least_distance_of_their_class():
+    """One pair of twins nearer than all the others, which products cannot give either."""
+    rng = np.random.default_rng(0)
+    base, step = rng.standard_normal((40, 64)), rng.standard_normal((40, 64)) / 16
+    step[0] *= 1e-3
+    x = torch.from_numpy(np.concatenate([base, base + step]).astype(np.float32))
+    gram = ClassGram.of(x, torch.arange(80) // 40)
+    sq, at = (found[:, 0] for found in gram.nearest_other())
+    assert len(gram.unresolved(sq, at, per_class=False)) == 80
+    assert gram.unresolved(sq, at, per_class=True).tolist() == [0, 40]
 
 
 def test_ordinary_features_are_resolved(sample):

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from geomkd import score_layers
+from geomkd.common.randomness import seeded
 from geomkd.network.hooks import features_of
 from geomkd.network.layers import describe_layers
 from geomkd.network.pooling import POOLS, pooled
@@ -13,16 +14,16 @@ from geomkd.scoring.plan import Stored
 
 @pytest.mark.parametrize("layers", [None, ["3", "1", "0", "4"]])
 def test_one_forward_pass_tells_all_layers(layers):
-    torch.manual_seed(0)
-    model, passes = nn.Sequential(*(nn.ReLU(), nn.Linear(8, 8)) * 3), []
+    with seeded(0):
+        model, x = nn.Sequential(*(nn.Sigmoid(), nn.Linear(8, 8)) * 3), torch.randn(40, 8)
+    passes = []
 
     def forward(model, batch):
         passes.append(len(batch))
         return model(batch)
 
-    data = torch.randn(40, 8), torch.arange(40) % 4
     options = {"pool": "mean", "subsamples": 0, "progress": False}
-    score_layers(model, data, layers, forward=forward, **options)
+    score_layers(model, (x, torch.arange(40) % 4), layers, forward=forward, **options)
     assert passes == [2, 40]
 
 

@@ -74,7 +74,7 @@ class Batches:
         self.keys = (input_key, label_key)
         self.n_classes: int | None = None
         with about(name):
-            self.source = source_of(data, self.keys, streams=False)
+            self.source = source_of(data, self.keys, streams=False, soft=True)
             if isinstance(self.source, Tensors) and self.source.inputs.ndim < 2:
                 shape = tuple(self.source.inputs.shape)
                 raise ValueError(f"inputs must be (n, ...), at least 2-d; got {shape}")
@@ -125,7 +125,7 @@ class Batches:
         Raises
         ------
         ValueError
-            A label below 0, or not below ``n_classes``.
+            A label below 0, or not below ``n_classes``; another number of probabilities.
         """
         known = self.source.known_labels()
         if known is not None:
@@ -138,12 +138,19 @@ class Batches:
 
     def _checked(self, batch: Any) -> tuple[Any, Tensor]:
         with about(self.name):
-            inputs, labels = split(batch, self.keys)
+            inputs, labels = split(batch, self.keys, soft=True)
         if self.n_classes is not None:
             self._check_range(labels, self.n_classes)
         return to_device((inputs, labels), self.device)
 
     def _check_range(self, labels: Tensor, n_classes: int) -> None:
+        if labels.ndim == 2:
+            if labels.shape[1] != n_classes:
+                raise ValueError(
+                    f"{self.name}: rows of labels must be as long as the student's {n_classes} "
+                    f"logits; got {labels.shape[1]}"
+                )
+            return
         low, high = torch.stack(torch.aminmax(labels)).tolist()
         if low < 0 or high >= n_classes:
             raise ValueError(

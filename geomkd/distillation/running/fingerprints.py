@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Subset
 
 from geomkd.data.sources import Tensors
 from geomkd.distillation.running.batches import Batches
@@ -38,14 +39,18 @@ def shapes_fingerprint(model: nn.Module) -> str:
 def data_fingerprint(batches: Batches) -> str:
     """Every value of a pair of tensors; of a data set length, labels and some of its items.
 
-    The items are what the data set's transforms make of them. A change to an item that is not among
-    those 16 goes unnoticed.
+    Of a subset, a sampler's included, the indices too. The items are what the data set's transforms
+    make of them. A change to an item that is not among those 16 goes unnoticed.
     """
     source = batches.source
     if isinstance(source, Tensors):
         return _digest((source.inputs, source.targets))
-    name = type(source.dataset).__qualname__
-    return _digest(name, source.total, source.known_labels(), _probes(batches, 0))
+    dataset, rows = source.dataset, []
+    name = type(dataset).__qualname__
+    while isinstance(dataset, Subset):
+        rows.append(torch.as_tensor([int(i) for i in dataset.indices]))
+        dataset = dataset.dataset
+    return _digest(name, source.total, source.known_labels(), _probes(batches, 0), *rows)
 
 
 def draws_at_random(batches: Batches) -> bool:

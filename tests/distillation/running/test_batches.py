@@ -7,11 +7,20 @@ import numpy as np
 import pytest
 import torch
 from small import CPU, PAIRS, blobs, mlp, run_mlp, same, state
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    Subset,
+    SubsetRandomSampler,
+    TensorDataset,
+    WeightedRandomSampler,
+)
 
 from geomkd.common.distributed import World
 from geomkd.distillation import distill
 from geomkd.distillation.running.batches import Batches
+from geomkd.distillation.running.fingerprints import data_fingerprint
 from geomkd.distillation.running.order import Order
 
 # ---- data ----
@@ -274,3 +283,74 @@ def test_labels_that_come_later_are_checked_as_they_come():
     later.y = later.y + 1
     with pytest.raises(ValueError, match=r"train: labels must be 0 ... 2 .*; got 1 ... 3"):
         run_mlp(later)
+
+
+# ---- labels that are probabilities ----
+
+
+def soft(y, n_classes=3, keep=0.8):
+    return keep * torch.eye(n_classes)[y] + (1 - keep) / n_classes
+
+
+@pytest.mark.parametrize("objective", ["ce", "features"])
+def test_probabilities_reach_the_cross_entropy_as_they_are(objective):
+    x, y = blobs()
+    options = {"objective": objective, "epochs": 1, "batch_size": len(x), "lr": 1e-12}
+    with torch.no_grad():
+        logits = mlp()(x)
+    expected = -(soft(y) * logits.log_softmax(1)).sum(1).mean().item()
+    for train in ((x, soft(y)), (x, soft(y).double().numpy()), TensorDataset(x, soft(y).half())):
+        row = run_mlp(train, student=mlp(), val=(x, soft(y)), **options).history.iloc[0]
+        assert row["cross_entropy"] == pytest.approx(expected, rel=1e-3)
+        right = (logits.argmax(1) == y).float().mean().item()
+        assert row["train_accuracy"] == pytest.approx(right) == row["val_accuracy"]
+
+
+def test_one_hot_rows_train_as_integers_do():
+    x, y = blobs()
+    first = state(run_mlp((x, y), epochs=2).student)
+    for rows in (torch.eye(3)[y], torch.eye(3, dtype=torch.bool)[y]):
+        other = run_mlp((x, rows), epochs=2).student.state_dict()
+        assert all(torch.allclose(first[name], other[name], atol=1e-5) for name in first)
+
+
+@pytest.mark.parametrize(
+    ("rows", "text"),
+    [
+        (lambda y: soft(y, 4), "train: rows of labels must be as long as the student's 3 logits"),
+        (lambda y: torch.ones(len(y), 3), "train: labels must be .*got 3 ones"),
+        (lambda y: torch.randn(len(y), 3), "train: labels must be .*got scores"),
+        (lambda y: torch.where(y == 0, -100, y), "train: labels must be classes; got -100"),
+    ],
+)
+@pytest.mark.parametrize("form", [lambda x, y: (x, y), TensorDataset])
+def test_rows_that_are_no_probabilities_are_refused(rows, text, form):
+    x, y = blobs()
+    with pytest.raises(ValueError, match=text):
+        run_mlp(form(x, rows(y)))
+
+
+# ---- samplers ----
+
+
+def test_a_subset_sampler_trains_on_its_samples():
+    x, y = blobs()
+    far = TensorDataset(torch.cat([x, torch.full_like(x, 1e6)]), torch.cat([y, y]))
+    loader = DataLoader(far, sampler=SubsetRandomSampler(torch.randperm(len(x)).tolist()))
+    first = state(run_mlp((x, y)).student)
+    for train in (loader, Subset(far, range(len(x)))):
+        assert same(first, state(run_mlp(train, val=loader).student))
+    with pytest.raises(ValueError, match=r"train: .*got WeightedRandomSampler"):
+        run_mlp(DataLoader(far, sampler=WeightedRandomSampler([1.0] * len(far), 9)))
+
+
+def test_fingerprints_tell_samplers_apart():
+    data = TensorDataset(torch.zeros(100, 6), torch.zeros(100, dtype=torch.long))
+
+    def of(rows):
+        loader = DataLoader(data, sampler=SubsetRandomSampler(rows))
+        return data_fingerprint(one(loader, order_of(4)))
+
+    rows = list(range(40))
+    assert of(rows) == of(rows[::-1])
+    assert of(rows) != of([*rows[:20], *range(21, 41)])

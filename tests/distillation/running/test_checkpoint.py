@@ -1,6 +1,5 @@
 """A run that is killed at any moment ends, resumed, bit for bit where it would have ended."""
 
-import multiprocessing
 import os
 import random
 import shutil
@@ -11,14 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from killed import network, run, run_to_the_end
+from killed import network, run
+from processes import ended, start
 from small import same, state
 
 from geomkd.distillation.running.checkpoint import Checkpoints
 
-# Each run starts where these are imported already.
-PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["torch._dynamo", "pandas", "sklearn.datasets"])
+SCRIPT = Path(__file__).parents[2] / "killed.py"
 STEPS = 4 * 10
 
 
@@ -32,19 +30,13 @@ def uninterrupted(tmp_path_factory):
     return state(result.student), without_time(result)
 
 
-def start(folder):
-    process = PROCESSES.Process(target=run_to_the_end, args=(folder,))
-    process.start()
-    return process
-
-
 def steps_done(folder):
     return (folder / "steps").stat().st_size if (folder / "steps").exists() else 0
 
 
 def kill_after(folder, n_steps):
     """Start the run, and kill it and its workers once it has done so many more steps."""
-    process, before = start(folder), steps_done(folder)
+    (process,), before = start(SCRIPT, [folder]), steps_done(folder)
     while steps_done(folder) < before + n_steps and process.is_alive():
         time.sleep(0.005)
     os.killpg(process.pid, signal.SIGKILL)
@@ -55,14 +47,13 @@ def kill_after(folder, n_steps):
 @pytest.mark.slow
 def test_killed_at_random_steps_a_run_ends_bit_for_bit_where_it_would_have(tmp_path, uninterrupted):
     chance = random.Random(time.time_ns())
-    kills = [kill_after(tmp_path, chance.randint(1, 14)) for _ in range(4)]
+    kills = [kill_after(tmp_path, chance.randint(1, 14)) for _ in range(2)]
     print(
         f"killed after {kills} steps; checkpoints {sorted(Path(tmp_path, 'checkpoints').iterdir())}"
     )
     assert not (tmp_path / "student.pt").exists()
-    process = start(tmp_path)
-    process.join(timeout=120)
-    assert process.exitcode == 0
+    said = tmp_path / "said"
+    assert ended(start(SCRIPT, [tmp_path], output=said)) == [0], said.read_text()
     # Steps between a checkpoint and a kill are done twice, all others once.
     assert STEPS <= steps_done(tmp_path) <= STEPS + sum(kills)
     student, history = uninterrupted

@@ -1,16 +1,13 @@
 """Two real processes give what one gives."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from processes import ended, start
 from two_processes import run
 
 SCRIPT = Path(__file__).parents[2] / "two_processes.py"
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 FLOAT64 = ["float64", "objective:ce", "objective:kd_standardized", "objective:feature_kd"]
 FLOAT32 = ["float32", "everything", "cached", "checkpoints", "idle", "pca"]
 OTHER = ["different", "normalised", "resumed"]
@@ -22,14 +19,9 @@ pytestmark = pytest.mark.slow
 def of_two(tmp_path_factory):
     """Every case in one pair of processes: most of its time is their start."""
     folder, cases = tmp_path_factory.mktemp("two"), FLOAT64 + FLOAT32 + OTHER
-    done = subprocess.run(
-        [*TORCHRUN, str(SCRIPT), str(folder), *cases],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stderr
+    said = folder / "said"
+    started = start(SCRIPT, [folder, *cases], size=2, output=said)
+    assert ended(started, timeout=300) == [0, 0], said.read_text()
     results = {c: torch.load(folder / c / "result.pt", weights_only=True) for c in cases}
     return folder, results
 
