@@ -20,7 +20,7 @@
 # the teacher is what came out here; on another processor training may end a little differently.
 
 # %% tags=["parameters"]
-n_images, epochs, null = 1000, 6, 20
+n_images, epochs, half_samples, null = 1000, 6, 20, 20
 
 # %%
 import math
