@@ -20,7 +20,7 @@
 # the teacher is what came out here; on another processor training may end a little differently.
 
 # %% tags=["parameters"]
-n_images, epochs, null = 1000, 6, 20
+n_images, epochs, half_samples, null = 1000, 6, 20, 20
 
 # %%
 import math
@@ -58,8 +58,9 @@ distill(teacher, None, train, objective="ce", epochs=epochs, batch_size=64, prog
 
 shown = ["knn_accuracy", "logme", "two_nn", "participation_ratio", "cka_to_last"]
 more = ["knowledge_quality", "h_score", "effective_rank"]
-options = {"subsamples": 20, "sweep": [50, 100, 200, 350], "null": null, "progress": False}
-scores = score_layers(teacher, test, measures=shown + more, **options)
+options = {"subsamples": half_samples, "null": null, "progress": False}
+sizes = [50, 100, 200, 350]
+scores = score_layers(teacher, test, measures=shown + more, sweep=sizes, **options)
 frame = scores.to_frame().set_index("layer")
 scores.plot(measures=shown, k=3)
 plt.show()

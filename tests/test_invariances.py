@@ -324,3 +324,25 @@ def test_translation_moves_uncentred_measures_only():
     assert measures.effective_rank(x + 1e4, center=False, on="eigenvalues") < 1.001
     centred = [measures.effective_rank(features).item() for features in (x, x + 1e4)]
     assert centred[1] == pytest.approx(centred[0], rel=1e-3)
+
+
+# ---- what the third notebook says of known geometry ----------------------------------------------
+
+
+def test_noise_and_near_twins_move_the_dimension_that_neighbours_see():
+    rng = np.random.default_rng(0)
+    plane, turn = rng.random((1000, 2)), rng.standard_normal((2, 100))
+    rolled = np.cos(5 * plane @ turn + 2 * np.pi * rng.random(100))
+    noise = rng.standard_normal(rolled.shape)
+    twins = np.concatenate([rolled, rolled[:100] + 1e-4 * noise[:100]])
+    bare, noisy, doubled = (measures.two_nn(x) for x in (rolled, rolled + 0.05 * noise, twins))
+    assert doubled < 1 < 1.8 < bare < 2.5 < noisy
+    assert measures.pca_dimension(rolled) > 8
+
+
+def test_cka_hears_the_loudest_directions_alone():
+    rng, y = np.random.default_rng(0), np.arange(300) % 10
+    loud = 10 * rng.standard_normal((300, 5))
+    knowing = np.concatenate([loud, np.eye(10)[y] + 0.1 * rng.standard_normal((300, 10))], axis=1)
+    assert measures.cka(knowing, loud) > 0.99
+    assert measures.h_score(knowing, y) > 10 * measures.h_score(loud, y)
