@@ -122,11 +122,11 @@ def _score(commands: argparse._SubParsersAction) -> None:
 def _distill(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
     parser = commands.add_parser("distill", help="train a student of a teacher of yours")
     add = _adder(parser, distill)
-    path, exists = os.path.abspath, os.path.exists
+    path = os.path.abspath
     add("--config", "options by their names; the command line overrides", metavar="FILE.toml")
     for role in ("teacher", "student"):
         add(f"--{role}", MODEL)
-        add(f"--{role}-weights", WEIGHTS, type=lambda text: path(text) if exists(text) else text)
+        add(f"--{role}-weights", WEIGHTS, type=_weights)
     add("--data", DATA, type=path)
     _add_images(parser)
     add("--val-data", "validation data (default: none)", type=path)
@@ -160,6 +160,12 @@ def _distill(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
     )
     _add_common(parser, distill)
     return parser
+
+
+def _weights(text: str) -> str:
+    """Make the path of a file absolute; a name of weights, such as DEFAULT, stays."""
+    is_name = text.split(".")[-1].isupper() and not os.path.exists(text)
+    return text if is_name else os.path.abspath(text)
 
 
 def _add_images(parser: argparse.ArgumentParser) -> None:

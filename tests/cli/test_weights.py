@@ -210,6 +210,8 @@ def test_distill_keeps_names_and_makes_files_absolute(tmp_path, monkeypatch):
     (tmp_path / "w.pth").touch()
     given = ["distill", "--teacher-weights", "DEFAULT", "--student-weights", "w.pth"]
     options = parsed(given)
+    named = "ResNet50_Weights.IMAGENET1K_V2"
+    assert parsed(["distill", "--teacher-weights", named]).teacher_weights == named
     assert options.teacher_weights == "DEFAULT"
     assert options.student_weights == os.path.join(os.getcwd(), "w.pth")
 
