@@ -204,6 +204,13 @@ def test_only_training_rows_set_mean_and_scale():
     assert torch.allclose(z, x.new_tensor([[-1.0, 0.0], [1.0, 0.0], [98.0, -105.0]]))
 
 
+def test_held_out_rows_do_not_set_the_scale():
+    x, y = (torch.from_numpy(t) for t in clusters(n=240, d=60, sep=0.3))
+    test = held_out(y, 4, 0.3, 0)[1].nonzero().flatten()
+    stretched = x.index_copy(0, test[:1], 1e4 * x[test[:1]])  # its own prediction may change
+    assert abs(linear_probe(x, y) - linear_probe(stretched, y)) < 1.5 / len(test)
+
+
 def test_core_takes_any_rows():
     x, y = (torch.from_numpy(t) for t in hard())
     whole, rows = principal(x), torch.arange(20, 150)
