@@ -43,8 +43,9 @@ def test_norms(sample):
     assert not gram.zero_rows.any()
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
 def test_equal_samples_of_a_class_leave_exactly_zero(dtype):
+    """Their sums are exact in float64, in any order; those of float64 features need not be."""
     y = torch.arange(10) // 7
     gram = ClassGram.of(torch.tensor([[0.1, 0.7], [1 / 3, 1e-3]])[y].to(dtype), y)
     assert gram.residual_sq.eq(0).all() and gram.upper.eq(0).all()
