@@ -1,4 +1,4 @@
-"""The main job on bundled data: teacher, ranked layers, students, in about a minute.
+"""The main job on bundled data: teacher, ranked layers, students, in about two minutes.
 
 Real handwritten digits, a small residual teacher, and the same student trained in five ways. What
 comes out is written down as it is, whichever way wins.
