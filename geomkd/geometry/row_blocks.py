@@ -23,12 +23,16 @@ class Reader(Protocol):
 
 
 def full_rows(gram: ClassGram, height: int) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """Yield rows, their centred dot products and squared distances to all rows, (b, n) float64."""
+    """Yield rows, their centred dot products and squared distances to all rows, (b, n) float64.
+
+    A distance that is float64 rounding of the norms is 0: a root would make 1e-8 of 1e-16, and equal
+    rows would differ.
+    """
     for start in range(0, gram.n, height):
         rows = slice(start, min(start + height, gram.n))
         dots = gram.rows_of_dots(rows)
         distance = dots.mul(-2).add_(gram.centred_sq[rows, None]).add_(gram.centred_sq)
-        distance.clamp_(min=0)
+        distance.masked_fill_(distance <= 2.0**-47 * gram.centred_sq[rows, None], 0.0)
         at = torch.arange(rows.start, rows.stop, device=gram.device).unsqueeze(1)
         distance.scatter_(1, at, 0.0)
         yield rows, dots, distance

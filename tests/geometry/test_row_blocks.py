@@ -32,6 +32,16 @@ def sq_distances(x):
     return ((x[:, None] - x) ** 2).sum(axis=2)
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_equal_rows_are_at_no_distance(seed):
+    x = torch.randn(40, 50, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    x = x.repeat(2, 1) + 100
+    gram = ClassGram.of(x, torch.arange(80) % 2)
+    distance = torch.cat([d for _, _, d in full_rows(gram, 16)])
+    own = gram.order % 40
+    assert torch.equal(distance == 0, own == own.unsqueeze(1))
+
+
 def check(gram, x, k, among=None, *, rel=1e-5):
     """Neighbours against a k-d tree of the rows that may be found."""
     found = nearest_rows(gram, k, among)
