@@ -25,8 +25,8 @@ class Reader(Protocol):
 def full_rows(gram: ClassGram, height: int) -> Iterator[tuple[slice, Tensor, Tensor]]:
     """Yield rows, their centred dot products and squared distances to all rows, (b, n) float64.
 
-    A distance that is float64 rounding of the norms is 0: a root would make 1e-8 of 1e-16, and equal
-    rows would differ.
+    A distance that is float64 rounding of the norms is 0: a root would make 1e-8 of 1e-16, and
+    equal rows would differ.
     """
     for start in range(0, gram.n, height):
         rows = slice(start, min(start + height, gram.n))

@@ -111,7 +111,9 @@ def test_host_draws_go_on_where_they_were_left():
 
 def test_seeds_beyond_numpys_are_taken():
     with HostDraws(2**40 + 3):
-        pass
+        first = draws()
+    with HostDraws(2**40 + 3):
+        assert draws() == first
 
 
 def test_only_an_accelerator_in_use_is_asked_for_its_state():
