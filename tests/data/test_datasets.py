@@ -387,20 +387,26 @@ def test_images_of_unknown_range_are_refused_by_name(tmp_path, array, text):
 
 
 @pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.bmp", "a.tif", "a.webp", "a.ppm"])
-@pytest.mark.parametrize("workers", [0, 1])
-def test_a_damaged_file_is_named(tmp_path, name, workers):
+def test_a_damaged_file_is_named(tmp_path, name):
     file = write_image(tmp_path / "cat" / name, random_images(40, 40, 3))
     write_image(tmp_path / "cat" / "b.png", random_images(40, 40, 3))
     data = load_folder(tmp_path)
     content = file.read_bytes()
     for kept in (content[: len(content) // 2], b"", b"nothing"):
         file.write_bytes(kept)
-        loader = DataLoader(data, batch_size=2, num_workers=workers)
         with pytest.raises(ValueError, match=re.escape(f"{file} cannot be read as an image: ")):
-            list(loader)
+            data[0]
         if kept != content[: len(content) // 2]:  # the header is lost
             with pytest.raises(ValueError, match=re.escape(f"{file} cannot be read as an image")):
                 load_folder(tmp_path)
+
+
+def test_a_damaged_file_is_named_by_a_worker(tmp_path):
+    file = write_image(tmp_path / "cat" / "a.png", random_images(40, 40, 3))
+    data = load_folder(tmp_path)
+    file.write_bytes(b"nothing")
+    with pytest.raises(ValueError, match=re.escape(f"{file} cannot be read as an image: ")):
+        list(DataLoader(data, num_workers=1))
 
 
 def test_hidden_files_and_folders_are_no_class_and_no_image(tmp_path):

@@ -28,7 +28,7 @@ from geomkd.scoring.plan import Stored, parse_bytes, plan_of
 
 @pytest.mark.parametrize("definition", DEFINITIONS)
 def test_small_memory_takes_groups_and_slices(definition, plans):
-    model, n = wide(*WIDTHS), 400
+    model, n = wide(*WIDTHS), 200
     data = (vectors(n), torch.arange(n) % CLASSES)
     options = {"definition": definition, "subsamples": 3, "memory": "2GB"}
     whole = score(model, data, **options)
@@ -109,7 +109,7 @@ def test_kept_inputs_count_as_memory():
 
 
 def test_forward_passes_are_as_many_as_planned(plans):
-    model, n, rows = wide(*WIDTHS), 400, []
+    model, n, rows = wide(*WIDTHS), 200, []
     data = (vectors(n), torch.arange(n) % CLASSES)
     least = least_of(model, data)
 
@@ -150,7 +150,7 @@ def resident(name):
 
 torch.set_num_threads(1)
 model = torchvision.models.resnet18(num_classes=4)
-x, y = torch.randn(600, 3, 32, 32), torch.arange(600) % 4
+x, y = torch.randn(400, 3, 32, 32), torch.arange(400) % 4
 with open("/proc/self/clear_refs", "w") as file:
     file.write("5")
 before = resident("VmRSS")
