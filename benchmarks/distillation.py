@@ -57,9 +57,9 @@ if __package__ in (None, ""):  # run as a file, not as a module
 from benchmarks.evidence import command, sets_report
 from benchmarks.evidence.choices import EVENLY
 from benchmarks.evidence.jobs import Bench, Places
-from benchmarks.evidence.objectives import FEATURES
+from benchmarks.evidence.objectives import COMPARED, FEATURES
 from benchmarks.evidence.report import table
-from benchmarks.evidence.sets import PARTS, QUICK, TEACHERS, SetBench, SetPlaces
+from benchmarks.evidence.sets import PARTS, QUICK, QUICK_COMPARED, TEACHERS, SetBench, SetPlaces
 from benchmarks.evidence.sets_found import SetsFound
 from geomkd.common.results_folder import write_json
 
@@ -74,7 +74,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     results = options.out or HERE / "results" / ("sets-quick" if options.quick else "sets")
     ranking = results / "ranking_power" if options.quick else options.ranking
     chosen = partial(command.chosen_rule, ranking)
-    places = SetPlaces(options.data, results, options.work, chosen, ranking)
+    compared = QUICK_COMPARED if options.quick else COMPARED
+    places = SetPlaces(options.data, results, options.work, chosen, ranking, compared)
     benches = [SetBench(teacher, places) for teacher in wanted]
     say = partial(print, flush=True)
     if options.list:

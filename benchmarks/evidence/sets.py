@@ -21,17 +21,20 @@ from benchmarks.evidence.teachers import Teacher
 from geomkd import candidate_layers, distill
 
 PARTS = ("choices", "objectives", "amounts", "rivals")
-AMOUNTS_OF = ("cifar10-resnet20", "quick-sets")  # teachers
-AMOUNTS = (0.25, 1.0, 3.0)  # of the usual number of images
+AMOUNTS = {  # of the usual number of images, by teacher
+    "cifar10-resnet20": (0.25, 1.0, 3.0),
+    "quick-sets": (0.25, 1.0),
+}
 TEACHERS = [
     next(teacher for teacher in teachers.TEACHERS if teacher.name == name)
     for name in ("cifar10-resnet20", "cifar10-resnet-fitted", "tiny-resnet", "fashion-resnet")
 ]
+QUICK_COMPARED = [n for n in COMPARED if n not in WEIGHTED[objectives.WITHOUT_KD].values()]
 QUICK = [
     Teacher(
         "quick-sets", "generated", teachers.residual(4, 8, blocks=2),
         teachers.residual(4, 6, blocks=1), epochs=2,
-        recipe=teachers.Recipe(per_class=10, epochs=1, batch_size=10, seeds=2),
+        recipe=teachers.Recipe(per_class=10, epochs=1, batch_size=30, seeds=2),
     ),
 ]  # fmt: skip
 NO_LOSS = ("epoch", "loss", "train_accuracy", "lr", "seconds")  # of a history
@@ -42,6 +45,7 @@ class SetPlaces(Places):
     """Also the folder of what `ranking_power` found: weights, scores and the chosen rule."""
 
     ranking: Path = Path()
+    compared: Sequence[str] = COMPARED
 
 
 @dataclass
@@ -103,12 +107,12 @@ class SetBench(Bench):
         if part == "choices":
             return [found.run(FEATURES, layers) for layers in found.choices.values()]
         if part in ("objectives", "rivals"):
-            return [found.run(name) for name in (COMPARED if part == "objectives" else RIVALS)]
-        if self.teacher.name not in AMOUNTS_OF:
-            return []
+            names = self.places.compared if part == "objectives" else RIVALS
+            return [found.run(name) for name in names]
+        amounts = AMOUNTS.get(self.teacher.name, ())
         best = found.best_weight(objectives.WITH_KD)
         names = [CE, KD, FEATURES] + ([] if best is None else [WEIGHTED[objectives.WITH_KD][best]])
-        return [found.run(name, per_class=int(usual * a)) for a in AMOUNTS for name in names]
+        return [found.run(name, per_class=int(usual * a)) for a in amounts for name in names]
 
     # ---- the doing -------------------------------------------------------------------------------
 
