@@ -119,12 +119,12 @@ def _pictures(founds: Sequence[SetsFound], results: Path) -> None:
 
 
 def _left(bench: SetBench, parts: Sequence[str]) -> str:
-    """What is open of a teacher, in a word or two."""
-    if why := bench.why_waiting():
-        return why.split(":")[0]
-    left = len(list(bench.open(parts)))
-    waits = " and the rule's" if bench.found.rule is None else ""
-    return f"{left}{waits}"
+    """What is open of a teacher, as the journals tell it."""
+    found = bench.found
+    if not found.choices:
+        return "everything"
+    left = len(list(bench.open(parts, waiting=True)))
+    return f"{left} and the rule's" if found.rule is None else str(left)
 
 
 def listing(benches: Sequence[SetBench], parts: Sequence[str]) -> str:
@@ -138,9 +138,9 @@ def listing(benches: Sequence[SetBench], parts: Sequence[str]) -> str:
         n = seeds * sum(job[0] == "students" for job in left)
         total += each * n
         rows.append([bench.teacher.name, str(len(took)), _left(bench, parts), f"{each:.0f} s"])
-        rows[-1].append(f"{each * n / 60:.0f} min")
+        rows[-1].append(bench.why_waiting() or f"{each * n / 60:.0f} min")
     rows.append(["all", "", "", "", f"{total / 3600:.1f} h of one core"])
-    head = ["teacher", "finished runs", "open jobs", "a run", "to go, of those known"]
+    head = ["teacher", "finished runs", "open jobs", "a run", "to go, as far as it is known"]
     return table(head, rows)
 
 

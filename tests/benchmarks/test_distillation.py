@@ -99,15 +99,18 @@ def test_what_is_not_there_is_waited_for(tmp_path):
 def test_scores_of_another_teacher_are_refused(tmp_path):
     bench = bench_on(tmp_path, rule="Q")
     assert bench.scores() is None
-    bench.stamp = {"fingerprint": "ours"}
+    for line in made_up(RIGHT).lines:
+        bench.journal.add(line)
     columns = {"role": ["block"], "quality": [1.0]}
     scored = {"kind": "scores", "images": "held-out", "layers": ["a"], "columns": columns}
     journal = Journal(tmp_path / "ranking" / "quick-sets.jsonl")
     journal.add(scored | {"fingerprint": "theirs", "protocol": "p"})
-    with pytest.raises(ValueError, match="another quick-sets: fingerprint theirs, here ours"):
+    with pytest.raises(ValueError, match="another quick-sets: fingerprint theirs, here f"):
         bench.scores()
-    bench.stamp = {"fingerprint": "theirs"}
+    journal.path.unlink()
+    journal.add(scored | {"fingerprint": "f", "protocol": "p"})
     assert bench.scores()["quality"].tolist() == [1.0]
+    assert next(bench.open(["choices"], waiting=True)) == ("choices", "rule")
 
 
 # ---- sets ----
@@ -271,7 +274,8 @@ def made_up(right, n=400):
         for seed, count in enumerate(counts):
             share = {"accuracy": count / n, "refitted_accuracy": (count + 4) / n}
             flags = {"right": students.packed(torch.arange(n) < count), "seconds": 1.0}
-            lines.append({"kind": "student", "seed": seed} | run._asdict() | share | flags)
+            line = {"kind": "student", "seed": seed} | run._asdict() | share | flags
+            lines.append(line | stamp)
     seeds = len(next(iter(right.values())))
     return SetsFound(replace(TEACHER, recipe=replace(TEACHER.recipe, seeds=seeds)), lines)
 
@@ -319,6 +323,22 @@ def test_report_and_pictures_of_what_is_there(tmp_path):
     assert "## Amounts" not in told
     sets_report.picture([found], sets_report.choices_of, EVENLY, tmp_path / "a.png")
     assert (tmp_path / "a.png").stat().st_size > 10_000
+
+
+def test_the_report_needs_neither_data_nor_weights(tmp_path, capsys):
+    name = sets.TEACHERS[0].name
+    for line in made_up({FEATURES: [200, 220, 240]}).lines:
+        usual = {"per_class": 500} if line["kind"] == "student" else {}
+        Journal(tmp_path / f"{name}.jsonl").add(line | usual)
+    nowhere = str(tmp_path / "nowhere")
+    options = ["--out", str(tmp_path), "--data", nowhere, "--ranking", nowhere]
+    distillation.main([*options, "--report", "--parts", "choices"])
+    told = capsys.readouterr().out
+    assert f"| {name} | f | 90.0 | – | 3 | 0 | 1 and the rule's |" in told
+    assert "| tiny-resnet | – | – | – | 0 | 0 | everything |" in told
+    assert (tmp_path / "accuracy.png").stat().st_size > 10_000
+    distillation.main([*options, "--list"])
+    assert "resnet20_cifar10.pth is not there yet" in capsys.readouterr().out
 
 
 def test_amounts_are_told_by_objective():
