@@ -1,177 +1,165 @@
-"""Every objective on one teacher and student: test accuracy of the last epoch, all seeds.
+"""Which set of layers, which objective, what weight of the features? Four teachers, three seeds.
 
-    python benchmarks/distillation.py --quick                 # digits, one seed, under a minute
-    python benchmarks/distillation.py --data cifar.npz        # the table in RESULTS.md, an hour
-    python benchmarks/distillation.py --data cifar.npz --tabulate
+    python benchmarks/distillation.py --data FOLDER --processes 2    # hours; goes on where it was
+    python benchmarks/distillation.py --data FOLDER --parts choices --teachers cifar10-resnet20
+    python benchmarks/distillation.py --list
+    python benchmarks/distillation.py --report
+    python benchmarks/distillation.py --quick                        # generated images, seconds
 
-Each finished run is one JSON file; what is there is skipped, and a run that was interrupted goes on
-from its checkpoint. Sizes are the constants below. Images are averaged to 16 x 16 pixels (digits
-stay 8 x 8); the teacher is trained on all training images, students on the first of each class.
+The protocol, committed before the first run
+--------------------------------------------
+- Teachers: of those of `ranking_power`, the published ResNet-20 and the own fitted ResNet (CIFAR-10
+  images), and the own ResNets on Tiny ImageNet and Fashion-MNIST; as there, with the weights in
+  ``--ranking``. One whose weights are not there waits; the last two wait for the rule too.
+- Students: those of `ranking_power`, the same network, images, epochs, batches, rate and seeds
+  0, 1, 2; measured on the same test images after the last epoch: the head that trained along, by
+  which tables go, and a logistic regression refitted on the frozen backbone. A run whose loss
+  becomes NaN is right on no image.
+- Pairs: four. Layer i of k learns with student block round((i + 1) m / k) of m; of a student of
+  three blocks, the second learns from two layers. Sets with fewer layers have as many pairs.
+- Part ``choices``: the objective ``features`` as the library has it (mean squared error of a linear
+  projection, mean over the pairs, targets as they are; cross entropy for the detached head) on
+  sets of layers. By place: evenly spaced blocks; the last 4 blocks; the last block of each stage;
+  the head's input alone; 4 evenly spaced among the blocks and the head's input ("anchored at the
+  head's input"); 4 candidates drawn at random, 3 draws. By held-out scores: the 4 candidates of
+  highest Q, published and robust; Q with redundancy (weight 0.5); LOES with its published weights.
+  By the rule that went to confirmation: its 4 highest (of a rule that names one layer, that one);
+  its best layer, the rest evenly spaced among the blocks below ("anchored at the rule's best").
+  Sets that are equal are trained once.
+- Part ``objectives``, on the evenly spaced pairs: features; with targets standardised per channel
+  by statistics of the training images; CE + KD (T = 4) + w features and CE + w features, nothing
+  detached, w = 1, 10, 100, 1000; fitnet, semckd, simkd, ce, kd as published; last only, normalised:
+  smooth L1 from the last block, pooled and projected by an orthogonal matrix, to the teacher's last
+  block, pooled and layer-normed, no logit loss on the backbone. The best w by the mean of the other
+  seeds is compared with features on the one left, in turn.
+- Part ``amounts``, on the published ResNet-20: 125, 500 and 1,500 images a class for ce, kd,
+  features and CE + KD + w features, w the best by the mean of the seeds at 500. 8 epochs, of 125
+  images 32, so that no student takes fewer steps than at 500.
+- Part ``rivals``, on the evenly spaced pairs: kd_standardized, attention_transfer,
+  similarity_preserving, relational as published.
+- Differences come with a 90 % interval by a bootstrap over seeds and test images.
+
+Each finished run is a line of ``results/sets/<teacher>.jsonl``, with which test images it is right
+on as packed bits in base64.
 """
 
 from __future__ import annotations
 
 import argparse
-import datetime
-import json
-import statistics
+import sys
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
-import torch
-from torch import Tensor, nn
+if __package__ in (None, ""):  # run as a file, not as a module
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from geomkd import distill, pair_layers
-from geomkd.common.results_folder import machine, write_json, write_picture
-from geomkd.datasets import digits, load_npz
-from geomkd.distillation.pairing import evenly_spaced
-from geomkd.distillation.rivals import OBJECTIVES
-from geomkd.geometry.precision import one_thread
-from geomkd.quickstart import residual_network
+from benchmarks.evidence import command, sets_report
+from benchmarks.evidence.choices import EVENLY
+from benchmarks.evidence.jobs import Bench, Places
+from benchmarks.evidence.objectives import COMPARED, FEATURES
+from benchmarks.evidence.report import table
+from benchmarks.evidence.sets import PARTS, QUICK, QUICK_COMPARED, TEACHERS, SetBench, SetPlaces
+from benchmarks.evidence.sets_found import SetsFound
+from geomkd.common.results_folder import write_json
 
-HERE = Path(__file__).parent
-TEACHER = {"widths": (16, 32, 64, 128), "blocks": 2}
-STUDENT = {"widths": (8, 16, 32, 64), "blocks": 1}
-FULL = {"teacher_epochs": 10, "epochs": 10, "per_class": 500, "batch_size": 128, "seeds": 3}
-QUICK = {"teacher_epochs": 3, "epochs": 3, "per_class": 80, "batch_size": 32, "seeds": 1}
-LR = 0.0075
-LAYERS = 4
+HERE = Path(__file__).resolve().parent
+GUESS = 60  # seconds of a run, where none is finished
 
 
-def arrays(path: str | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Training and test images and labels."""
-    if path is None:
-        split = digits(seed=0)
-        return split.x_train, split.y_train, split.x_test, split.y_test
-    parts = []
-    for split in ("train", "test"):
-        data = load_npz(path, split=split)
-        images = data.images.movedim(-1, 1).float() / 255
-        parts += [nn.functional.adaptive_avg_pool2d(images, 16), data.targets]
-    return tuple(parts)
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = _parser().parse_args(arguments)
+    options.parts = options.parts or list(PARTS[:-1] if options.quick else PARTS)
+    wanted = command.wanted(options.teachers, QUICK if options.quick else TEACHERS)
+    results = options.out or HERE / "results" / ("sets-quick" if options.quick else "sets")
+    ranking = results / "ranking_power" if options.quick else options.ranking
+    chosen = partial(command.chosen_rule, ranking)
+    compared = QUICK_COMPARED if options.quick else COMPARED
+    places = SetPlaces(options.data, results, options.work, chosen, ranking, compared)
+    benches = [SetBench(teacher, places) for teacher in wanted]
+    say = partial(print, flush=True)
+    if options.list:
+        say(listing(benches, options.parts))
+        return 0
+    if not options.report:
+        if options.quick:
+            _rank(benches, places)
+        command.in_processes(__file__, benches, options.parts, options, arguments, say)
+        for bench in filter(SetBench.why_waiting, benches):
+            say(f"{bench.teacher.name}: {bench.why_waiting()}")
+    if options.report or options.quick:
+        founds = [bench.found for bench in benches]
+        say(sets_report.report(founds, [_left(bench, options.parts) for bench in benches]))
+        _pictures([found for found in founds if found.runs], results)
+    return 0
 
 
-def first_of_each_class(y: Tensor, per_class: int) -> Tensor:
-    """Indices, rising."""
-    return torch.cat([(y == a).nonzero().flatten()[:per_class] for a in y.unique()]).sort().values
+def _rank(benches: Sequence[SetBench], places: SetPlaces) -> None:
+    """Do of a quick teacher what `ranking_power` does of the others, and name a rule."""
+    there = Places(places.data, places.ranking, places.work, places.chosen)
+    for bench in (Bench(bench.teacher, there) for bench in benches):
+        for job in [job for job in bench.open([]) if job[0] == "teacher"]:
+            bench.do(job)
+        for job in [job for job in bench.open([]) if job == ("scores", "held-out")]:
+            bench.do(job)
+    write_json(places.ranking / "chosen.json", {"rule": "silhouette"})
 
 
-class Benchmark:
-    """Teacher, students, and where their runs are kept."""
-
-    def __init__(self, options: argparse.Namespace) -> None:
-        self.size = QUICK if options.quick else FULL
-        self.seeds = options.seeds or self.size["seeds"]
-        name = f"distillation-{'digits' if options.data is None else Path(options.data).stem}"
-        self.results = options.out or HERE / "results" / (name + "-quick" * options.quick)
-        self.work = options.work
-        self.objectives = options.objectives or list(OBJECTIVES)
-        self.data = options.data
-
-    def run(self) -> None:
-        """Train what is missing."""
-        self.results.mkdir(parents=True, exist_ok=True)
-        x, y, x_test, y_test = arrays(self.data)
-        shape = {"channels": x.shape[1], "classes": len(y.unique())}
-        teacher = residual_network(**TEACHER, **shape, seed=0)
-        folder = self.work / self.results.name
-        recipe = {"lr": LR, "batch_size": self.size["batch_size"], "progress": False}
-        taught = distill(
-            teacher, None, (x, y), objective="ce", val=(x_test, y_test), seed=0,
-            epochs=self.size["teacher_epochs"], checkpoint_dir=folder / "teacher", **recipe,
-        )  # fmt: skip
-        self.write("teacher-0", taught)
-        blocks = [f"block{i + 1}" for i in range(TEACHER["blocks"] * len(TEACHER["widths"]))]
-        chosen = first_of_each_class(y, self.size["per_class"])
-        for name in self.objectives:
-            for seed in range(self.seeds):
-                if (self.results / f"{name}-{seed}.json").exists():
-                    continue
-                student = residual_network(**STUDENT, **shape, seed=seed)
-                result = distill(
-                    student, teacher, (x[chosen], y[chosen]), objective=name, seed=seed,
-                    pairs=pair_layers(evenly_spaced(blocks, LAYERS), student, x[:2]),
-                    val=(x_test, y_test), epochs=self.size["epochs"],
-                    checkpoint_dir=folder / f"{name}-{seed}", **recipe,
-                )  # fmt: skip
-                self.write(f"{name}-{seed}", result)
-
-    def write(self, name: str, result) -> None:
-        """One run as JSON: times are left out, for other runs may share the machine."""
-        history = result.history.drop(columns="seconds").to_dict(orient="list")
-        content = {
-            "test_accuracy": result.accuracy,
-            "objective": result.objective,
-            "pairs": result.pairs,
-            "history": history,
-            "size": self.size,
-            "teacher": TEACHER,
-            "student": STUDENT,
-            "lr": LR,
-            "date": datetime.date.today().isoformat(),
-            "machine": machine(),
-        }
-        write_json(self.results / f"{name}.json", content)
-        print(f"{name}: {100 * result.accuracy:.2f} %", flush=True)
-
-    def found(self) -> dict[str, list[float]]:
-        """Accuracies of the finished runs, a list an objective."""
-        runs = {}
-        for name in OBJECTIVES:
-            files = sorted(self.results.glob(f"{name}-[0-9]*.json"))
-            if files:
-                runs[name] = [100 * json.loads(f.read_text())["test_accuracy"] for f in files]
-        return runs
-
-    def tabulate(self) -> str:
-        """Runs as Markdown."""
-        lines = ["| objective | test accuracy, % | each seed |", "| --- | ---: | --- |"]
-        for name, runs in self.found().items():
-            deviation = f" ± {statistics.stdev(runs):.1f}" if len(runs) > 1 else ""
-            each = ", ".join(f"{run:.1f}" for run in runs)
-            lines.append(f"| {name} | {statistics.mean(runs):.1f}{deviation} | {each} |")
-        return "\n".join(lines)
-
-    def picture(self) -> None:
-        """Every run as a point, the mean as a bar."""
-        import matplotlib.pyplot as plt
-
-        runs = self.found()
-        order = sorted(runs, key=lambda name: statistics.mean(runs[name]))
-        teacher = json.loads((self.results / "teacher-0.json").read_text())["test_accuracy"]
-        _, ax = plt.subplots(figsize=(7, 4.4), layout="constrained")
-        for place, name in enumerate(order):
-            ax.plot(runs[name], [place] * len(runs[name]), "o", color="#0072B2", ms=5, alpha=0.7)
-            ax.plot(statistics.mean(runs[name]), place, "|", color="#000000", ms=18, mew=2)
-        ax.axvline(100 * teacher, color="#D55E00", ls="--", lw=1.4, label="teacher")
-        ax.plot([], [], "o", color="#0072B2", label="a seed")
-        ax.plot([], [], "|", color="#000000", ms=12, mew=2, label="mean")
-        ax.set_yticks(range(len(order)), order)
-        ax.set_xlabel("test accuracy after the last epoch (%)")
-        ax.set_ylabel("objective")
-        ax.grid(axis="x", alpha=0.3)
-        ax.spines[["top", "right"]].set_visible(False)
-        ax.legend(fontsize=8, frameon=False, loc="upper left")
-        write_picture(self.results / "accuracy.png", ax)
+def _pictures(founds: Sequence[SetsFound], results: Path) -> None:
+    if not founds:
+        return
+    shown = (("accuracy", sets_report.choices_of, EVENLY),)
+    shown += (("objectives", sets_report.objectives_of, FEATURES),)
+    for name, rows_of, line in shown:
+        sets_report.picture(founds, rows_of, line, results / f"{name}.png")
+    for found in founds:
+        if sets_report.amounts_of(found):
+            path = results / f"amounts-{found.teacher.name}.png"
+            sets_report.amounts_picture(found, path)
 
 
-def main(arguments: list[str] | None = None) -> Benchmark:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", help="an npz file with x_train, y_train, x_test, y_test")
-    parser.add_argument("--quick", action="store_true", help="small sizes, under a minute")
-    parser.add_argument("--objectives", nargs="+", choices=list(OBJECTIVES))
-    parser.add_argument("--seeds", type=int, help="students of each objective")
-    parser.add_argument("--out", type=Path, help="folder of the JSON files")
-    parser.add_argument("--work", type=Path, default=Path(".distillation-work"),
-                        help="folder of checkpoints (default: %(default)s)")  # fmt: skip
-    parser.add_argument("--tabulate", action="store_true", help="only what is there")
-    benchmark = Benchmark(parser.parse_args(arguments))
-    if not parser.parse_args(arguments).tabulate:
-        with one_thread():  # the same numbers whatever the number of cores
-            benchmark.run()
-    print(benchmark.tabulate())
-    benchmark.picture()
-    return benchmark
+def _left(bench: SetBench, parts: Sequence[str]) -> str:
+    """What is open of a teacher, as the journals tell it."""
+    found = bench.found
+    if not found.choices:
+        return "everything"
+    left = len(list(bench.open(parts, waiting=True)))
+    return f"{left} and the rule's" if found.rule is None else str(left)
+
+
+def listing(benches: Sequence[SetBench], parts: Sequence[str]) -> str:
+    """What is finished and open of each teacher, and for how long."""
+    rows, total = [], 0.0
+    for bench in benches:
+        found, seeds = bench.found, bench.teacher.recipe.seeds
+        took = [line.get("seconds", 0.0) for of in found.runs.values() for line in of.values()]
+        left = [] if bench.why_waiting() else list(bench.open(parts))
+        each = sum(took) / len(took) if took else GUESS
+        n = seeds * sum(job[0] == "students" for job in left)
+        total += each * n
+        rows.append([bench.teacher.name, str(len(took)), _left(bench, parts), f"{each:.0f} s"])
+        rows[-1].append(bench.why_waiting() or f"{each * n / 60:.0f} min")
+    rows.append(["all", "", "", "", f"{total / 3600:.1f} h of one core"])
+    head = ["teacher", "finished runs", "open jobs", "a run", "to go, as far as it is known"]
+    return table(head, rows)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = command.parser_of(__doc__.splitlines()[0])
+    parser.add_argument(
+        "--parts",
+        nargs="+",
+        choices=PARTS,
+        help=f"in this order (default: {' '.join(PARTS)}; quick without the last)",
+    )
+    parser.add_argument(
+        "--ranking",
+        type=Path,
+        default=HERE / "results" / "ranking_power",
+        help="what ranking_power found: weights, scores, the rule (default: %(default)s)",
+    )
+    return parser
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -46,9 +46,6 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import json
-import os
-import subprocess
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -57,13 +54,12 @@ from pathlib import Path
 if __package__ in (None, ""):  # run as a file, not as a module
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.evidence import jobs, report, teachers
+from benchmarks.evidence import command, jobs, report, teachers
 from benchmarks.evidence.found import Found
 from benchmarks.evidence.scores import IMAGES
 from benchmarks.evidence.students import ARMS
 from benchmarks.evidence.verdict import choose
 from geomkd.common.results_folder import write_json
-from geomkd.geometry.precision import one_thread
 
 HERE = Path(__file__).resolve().parent
 GUESS = {"teacher": 600, "scores": 120, "student": 100}  # seconds, where none is finished
@@ -71,25 +67,22 @@ GUESS = {"teacher": 600, "scores": 120, "student": 100}  # seconds, where none i
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
-    known = {t.name: t for t in (teachers.QUICK if options.quick else teachers.TEACHERS)}
-    wrong = set(options.teachers or ()) - set(known)
-    if wrong:
-        raise SystemExit(f"teachers are {', '.join(known)}; got {', '.join(sorted(wrong))}")
-    wanted = [known[name] for name in options.teachers or known]
+    known = teachers.QUICK if options.quick else teachers.TEACHERS
+    wanted = command.wanted(options.teachers, known)
     folder = "ranking_power-quick" if options.quick else "ranking_power"
     results = options.out or HERE / "results" / folder
-    chosen = partial(_chosen, results)
+    chosen = partial(command.chosen_rule, results)
     places = jobs.Places(options.data, results, options.work, chosen)
     benches = [jobs.Bench(teacher, places) for teacher in wanted]
     say = partial(print, flush=True)
     if options.list:
         say(listing(benches, options.arms))
     elif options.choose:
-        _choose(list(known.values()), results, say)
+        _choose(known, results, say)
     elif not options.report:
         _run(benches, options, arguments, say)
         if options.quick:
-            _choose(list(known.values()), results, say)
+            _choose(known, results, say)
             _run(benches, options, arguments, say)
     if options.report or options.quick:
         founds = [Found.of(teacher, results) for teacher in wanted]
@@ -103,26 +96,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(
     benches: list[jobs.Bench], options: argparse.Namespace, arguments: Sequence[str] | None, say
 ) -> None:
-    again = [sys.executable, __file__, *(sys.argv[1:] if arguments is None else arguments)]
-    others = [
-        subprocess.Popen([*again, "--processes", "1"]) for _ in range(1, options.processes)
-    ]  # of an option given twice the last counts
-    with one_thread():
-        jobs.work(benches, options.arms, say)
-    for other in others:
-        other.wait()
+    command.in_processes(__file__, benches, options.arms, options, arguments, say)
     if any(b.teacher.confirmation for b in benches) and benches[0].places.chosen() is None:
         say("confirmation students wait for the rule: --choose")
 
 
-def _chosen(results: Path) -> str | None:
-    path = results / "chosen.json"
-    return json.loads(path.read_text())["rule"] if path.exists() else None
-
-
 def _choose(known: list[teachers.Teacher], results: Path, say) -> None:
     path = results / "chosen.json"
-    rule = _chosen(results)
+    rule = command.chosen_rule(results)
     if rule is None:
         founds = [Found.of(teacher, results) for teacher in known if not teacher.confirmation]
         rule = choose(founds)
@@ -153,15 +134,7 @@ def listing(benches: list[jobs.Bench], arms: Sequence[str]) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--data",
-        type=Path,
-        default=Path(os.environ.get("GEOMKD_DATA", "data")),
-        help="folder of the archives and the published weights, and of "
-        "fashion-mnist/ if it is not where Debian has it (default: $GEOMKD_DATA)",
-    )
-    parser.add_argument("--teachers", nargs="+", metavar="NAME", help="in this order; all")
+    parser = command.parser_of(__doc__.splitlines()[0])
     parser.add_argument(
         "--arms",
         nargs="+",
@@ -169,19 +142,8 @@ def _parser() -> argparse.ArgumentParser:
         default=["features"],
         help="kinds of students, in this order (default: %(default)s)",
     )
-    parser.add_argument("--processes", type=int, default=1, help="one thread each")
-    parser.add_argument("--out", type=Path, help="folder of the results")
-    parser.add_argument(
-        "--work",
-        type=Path,
-        default=Path(".distillation-work", "evidence"),
-        help="folder of features and checkpoints (default: %(default)s)",
-    )
-    parser.add_argument("--quick", action="store_true", help="generated images, tiny networks")
-    parser.add_argument("--list", action="store_true", help="what is finished and what is open")
-    parser.add_argument("--report", action="store_true", help="tables and a picture, no run")
     parser.add_argument("--choose", action="store_true", help="the rule that discovery gives")
-    return parser  # fmt: skip
+    return parser
 
 
 if __name__ == "__main__":

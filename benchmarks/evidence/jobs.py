@@ -8,7 +8,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,6 @@ from geomkd.common.results_folder import machine
 from geomkd.distillation.pairing import evenly_spaced
 
 FEW = 5  # layers of the longer runs
-DIVERGED = "NaN or infinite"  # what `geomkd.distill` says of a loss
 WAIT = 5  # seconds, where other processes have claimed what is open
 
 
@@ -160,12 +159,8 @@ class Bench:
             for seed in range(self.teacher.recipe.seeds):
                 if seed not in done:
                     given = self.teacher, self.model, self.material, ARMS[arm], layer, about, seed
-                    try:
-                        run = students.train_student(*given, cache)
-                    except RuntimeError as error:
-                        if DIVERGED not in str(error):
-                            raise
-                        run = students.failed(str(error), len(self.material.y_test))
+                    train = partial(students.train_student, *given, cache)
+                    run = students.or_failed(train, len(self.material.y_test))
                     self.write("student", {"arm": arm, "layer": layer, "seed": seed} | run)
         finally:
             shutil.rmtree(cache, ignore_errors=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import time
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +23,7 @@ from geomkd.distillation.objectives import StepTensors
 from geomkd.distillation.projectors import linear_projectors
 from geomkd.network.forward import evaluating
 
+DIVERGED = "NaN or infinite"  # what `geomkd.distill` says of a loss
 ZERO_LINE = "cross entropy alone"  # in place of a layer's name
 
 
@@ -94,16 +96,36 @@ def train_student(
         pairs = pair_layers([layer], student, x[:2])
         options |= {"cache_dir": cache, "cache_dtype": "float16"}
         result = distill(student, model, (x, y), pairs=pairs, objective=objective, **options)
+    losses = [round(v, 5) for v in result.history.filter(regex="features|cross").iloc[-1]]
+    found = measured(student, student, (x, y), material) | {"losses": losses}
+    return found | {"seconds": round(time.perf_counter() - started, 1)}
+
+
+def measured(
+    student: nn.Module, backbone: nn.Module, images: tuple[Tensor, Tensor], material: Material
+) -> dict[str, Any]:
+    """Accuracies of a trained student, and which test images it is right on.
+
+    ``backbone`` is what a head is refitted on: the student, without a teacher's head in its place.
+    """
     head = right(student, material.x_test, material.y_test)
-    refitted = refit(student, (x, y), material)
+    refitted = refit(backbone, images, material)
     return {
         "accuracy": float(head.double().mean()),
         "refitted_accuracy": float(refitted.double().mean()),
-        "losses": [round(v, 5) for v in result.history.filter(regex="features|cross").iloc[-1]],
         "right": packed(head),
         "refitted_right": packed(refitted),
-        "seconds": round(time.perf_counter() - started, 1),
     }
+
+
+def or_failed(train: Callable[[], dict[str, Any]], n: int) -> dict[str, Any]:
+    """What a training gives; of one whose loss became NaN, that it is right on none of n images."""
+    try:
+        return train()
+    except RuntimeError as error:
+        if DIVERGED not in str(error):
+            raise
+        return failed(str(error), n)
 
 
 def failed(why: str, n: int) -> dict[str, Any]:

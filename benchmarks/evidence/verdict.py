@@ -68,12 +68,17 @@ def against(rule: str, rival: str, confirmation: Sequence[Found], *, seed: int =
             if counts is None:
                 n = points.shape[1]
                 counts = rng.multinomial(n, np.full(n, 1 / n), size=REPEATS) / n
-            by_seed = counts @ points.T  # (repeats, seeds)
-            again = rng.integers(points.shape[0], size=by_seed.shape)
-            drawn.append(np.take_along_axis(by_seed, again, axis=1).mean(axis=1))
+            drawn.append(redrawn(points, counts, rng))
             gains.append(points.mean())
     low, high = np.quantile(np.mean(drawn, axis=0), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Against(rival, float(np.mean(gains)), float(low), float(high))
+
+
+def redrawn(points: np.ndarray, counts: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Means of points (seeds, images) over drawn seeds, and images drawn as often as counted."""
+    by_seed = counts @ points.T  # (repeats, seeds)
+    again = rng.integers(points.shape[0], size=by_seed.shape)
+    return np.take_along_axis(by_seed, again, axis=1).mean(axis=1)
 
 
 def verdict(rule: str, confirmation: Sequence[Found]) -> str:

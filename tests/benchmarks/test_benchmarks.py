@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from benchmarks import distill_speed, distillation, parity, speed
+from benchmarks import distill_speed, parity, speed
 from benchmarks.peers import compare
 from geomkd.measures import two_nn
 
@@ -24,26 +24,6 @@ def test_speed_quick(tmp_path, monkeypatch, capsys):
 def test_exponents_of_a_known_growth():
     rows = [{"n": n, "d": d, "seconds": n**2 * d} for n, d in speed.FULL]
     assert list(speed.exponents(rows).values()) == pytest.approx([2.0, 1.0])
-
-
-def test_distillation_quick(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(distillation, "TEACHER", {"widths": (4, 8, 8, 8), "blocks": 1})
-    monkeypatch.setattr(distillation, "STUDENT", {"widths": (4, 4, 4, 4), "blocks": 1})
-    size = {"teacher_epochs": 1, "epochs": 1, "per_class": 8, "batch_size": 32, "seeds": 1}
-    monkeypatch.setattr(distillation, "QUICK", size)
-    options = ["--quick", "--out", str(tmp_path / "out"), "--work", str(tmp_path / "work")]
-    options += ["--objectives", "features", "kd", "--seeds", "2"]
-    distillation.main(options)
-    written = {path: path.read_bytes() for path in (tmp_path / "out").glob("*-[01].json")}
-    assert len(written) == 5
-    first = json.loads((tmp_path / "out" / "kd-1.json").read_text())
-    assert first["test_accuracy"] == first["history"]["val_accuracy"][-1]
-    table = capsys.readouterr().out
-    assert "| features |" in table and "| kd |" in table and "±" in table
-    (tmp_path / "out" / "features-0.json").unlink()
-    distillation.main(options)  # what is missing is taken from its checkpoint, the rest is left
-    assert {path: path.read_bytes() for path in written} == written
-    assert (tmp_path / "out" / "accuracy.png").stat().st_size > 10_000
 
 
 def test_distill_speed_quick(tmp_path, monkeypatch, capsys):
