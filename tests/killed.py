@@ -14,7 +14,6 @@ from geomkd.distillation import distill
 from geomkd.distillation.objectives import Features
 from geomkd.geometry.precision import one_thread
 
-
 read = functools.cache(digits)
 
 

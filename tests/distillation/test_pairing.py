@@ -1,3 +1,4 @@
+import functools
 import itertools
 
 import numpy as np
@@ -14,6 +15,7 @@ from geomkd.quickstart import residual_network
 from geomkd.scoring.similarity_matrix import similarity_matrix
 
 IMAGES = torch.zeros(2, 3, 32, 32)
+untrained = functools.cache(resnet18)
 
 
 def student_layers(k, student, images=IMAGES):
@@ -32,9 +34,11 @@ def test_all_blocks_of_a_small_resnet_are_taken_in_order():
 
 def test_vgg_without_blocks_gives_its_activations_before_the_head():
     # Eight activations before the head: the published student layers 1, 3, 5, 7.
-    activations = [name for name, m in vgg11_bn().features.named_children() if type(m) is nn.ReLU]
-    expected = [f"features.{activations[i]}" for i in (1, 3, 5, 7)]
-    assert student_layers(4, vgg11_bn(), IMAGES) == expected
+    with torch.device("meta"):  # shapes alone: no weights are drawn
+        student, images = vgg11_bn(), torch.zeros(2, 3, 32, 32)
+        layers = student_layers(4, student, images)
+    activations = [name for name, m in student.features.named_children() if type(m) is nn.ReLU]
+    assert layers == [f"features.{activations[i]}" for i in (1, 3, 5, 7)]
 
 
 def test_eight_transformer_layers_give_every_second():
@@ -47,7 +51,7 @@ def test_eight_transformer_layers_give_every_second():
 @pytest.mark.parametrize("k", range(1, 9))
 def test_student_layers_differ_and_end_with_the_last_block(k):
     blocks = [f"layer{i}.{j}" for i in (1, 2, 3, 4) for j in (0, 1)]
-    layers = student_layers(k, resnet18())
+    layers = student_layers(k, untrained())
     assert layers == [blocks[round((i + 1) * 8 / k) - 1] for i in range(k)]
     assert len(set(layers)) == k and layers[-1] == "layer4.1"
 
@@ -82,7 +86,7 @@ def test_more_teacher_layers_than_student_layers():
 )
 def test_names_are_checked(names, error, text):
     with pytest.raises(error, match=text):
-        pair_layers(names, resnet18(), IMAGES)
+        pair_layers(names, untrained(), IMAGES)
 
 
 @pytest.mark.parametrize(
@@ -129,7 +133,7 @@ def test_most_similar_in_order_is_the_best_of_all_choices(k, seed):
     frame = frame_of(values).iloc[::-1, ::-1]  # the order of the frame does not matter
     frame["fc.input"] = 9.0  # no block of the student: not chosen without similarity either
     names = list("tuvw"[:k])
-    pairs = pair_layers(names, resnet18(), IMAGES, similarity=frame)
+    pairs = pair_layers(names, untrained(), IMAGES, similarity=frame)
     best = max(itertools.combinations(range(8), k), key=lambda js: values[range(k), list(js)].sum())
     assert pairs == list(zip(names, [BLOCKS[j] for j in best], strict=True))
 
@@ -138,7 +142,7 @@ def test_order_of_depth_is_kept():
     """Each alone would take the other's layer."""
     values = np.zeros((2, 8))
     values[0, 5], values[1, 2], values[0, 1] = 1.0, 0.8, 0.3
-    pairs = pair_layers(["t", "u"], resnet18(), IMAGES, similarity=frame_of(values))
+    pairs = pair_layers(["t", "u"], untrained(), IMAGES, similarity=frame_of(values))
     assert pairs == [("t", "layer1.1"), ("u", "layer2.0")]
 
 
@@ -177,11 +181,11 @@ GOOD = frame_of(np.zeros((2, 8)))
 )
 def test_similarity_is_checked(frame, error, text):
     with pytest.raises(error, match=text):
-        pair_layers(["t", "u"], resnet18(), IMAGES, similarity=frame)
+        pair_layers(["t", "u"], untrained(), IMAGES, similarity=frame)
 
 
 def test_distances_are_refused():
     frame = GOOD.copy()
     frame.attrs["measure"] = "procrustes"
     with pytest.raises(ValueError, match="larger where layers are more alike; got distances"):
-        pair_layers(["t", "u"], resnet18(), IMAGES, similarity=frame)
+        pair_layers(["t", "u"], untrained(), IMAGES, similarity=frame)
