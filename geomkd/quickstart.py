@@ -186,9 +186,8 @@ def _trained(
     say("2. scores of its layers, on the training images")
     scores = score_layers(teacher, train, seed=seed, progress=progress)
     layers = chosen_layers(scores)
-    say(
-        f"3. students: {len(METHODS)} methods x {seeds} seeds, {epochs} epochs on {len(few[0])} digits"
-    )
+    told = f"{len(METHODS)} methods x {seeds} seeds, {epochs} epochs on {len(few[0])} digits"
+    say(f"3. students: {told}")
     runs, options = [], options | {"epochs": epochs, "batch_size": STUDENT_BATCH}
     for method, choice in METHODS.items():
         for k in range(seed, seed + seeds):
