@@ -214,13 +214,6 @@ def test_every_process_gives_all_measures(runs, size):
         assert_identical(scores, alone)
 
 
-def test_the_last_bits_depend_on_the_plan(runs):
-    """So the cases above can tell that a process makes a plan of its own."""
-    plain, small = (scores_in(runs, 1, name)[0].to_frame() for name in ("plain", "batches"))
-    assert list(small["layer"]) == ["relu", "fc.input"]
-    assert float(plain["quality"].iloc[-1]) != float(small["quality"].iloc[-1])
-
-
 @several
 @pytest.mark.parametrize(
     ("name", "kind", "text"),
