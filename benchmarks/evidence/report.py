@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -13,6 +14,9 @@ from benchmarks.evidence.scores import IMAGES
 from benchmarks.evidence.students import ARMS, ZERO_LINE
 from benchmarks.evidence.verdict import mean_regrets, verdict
 from geomkd.common.results_folder import write_picture
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -125,6 +129,10 @@ def arms(founds: Sequence[Found]) -> str:
 
 
 def picture(founds: Sequence[Found], path: Path) -> None:
+    write_picture(path, regret_map(founds))
+
+
+def regret_map(founds: Sequence[Found]) -> Axes:
     """Rules by teachers: regret in colour and figures, the best rule on discovery on top."""
     import matplotlib.pyplot as plt
 
@@ -148,4 +156,4 @@ def picture(founds: Sequence[Found], path: Path) -> None:
         ax.axvline(between - 0.5, color="#D55E00", lw=1.5)
     ax.set_title("points below the best layer (* seeds disagree)", fontsize=8)
     ax.spines[:].set_visible(False)
-    write_picture(path, ax)
+    return ax
