@@ -13,10 +13,11 @@ and memory from a few steps on the machine at hand; killed, it goes on where it 
 What is the paper's: networks and pairs, layers picked (``paper_q``) and evenly spaced
 (``paper_even``), 50 epochs of AdamW in batches of 128, rates, three seeds. What is not: accuracy is
 that of the *last* epoch, never of the best on the test images; every seed counts, and those whose
-loss became NaN are named; ``--layers auto`` takes the four layers of highest Q by this project's
-own scores. With ``--validation`` a fifth of the training images, at most 5,000, is set apart, and
-the best epoch on them is told beside the last one. Teachers start from ImageNet's weights where
-their file is given (``--imagenet-weights``), else from random ones, which the paper's did not.
+loss became NaN are named; ``--layers auto`` takes the four layers of highest Q of this teacher,
+scored as the paper's were (``protocol="paper"``). With ``--validation`` a fifth of the training
+images, at most 5,000, is set apart, and the best epoch on them is told beside the last one.
+Teachers start from ImageNet's weights where their file is given (``--imagenet-weights``), else from
+random ones, which the paper's did not.
 
 What can be run where
 ---------------------

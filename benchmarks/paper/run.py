@@ -28,7 +28,6 @@ from geomkd.common.results_folder import machine
 from geomkd.distillation.running.fingerprints import weights_fingerprint
 from geomkd.network.forward import evaluating
 
-SCORED = 5000  # most images behind the layers that "auto" picks
 DIVERGED = "NaN or infinite"  # what `geomkd.distill` says of a loss
 
 
@@ -105,7 +104,7 @@ def paired_layers(
         scores = geomkd.score_layers(
             teacher,
             data.train,
-            samples=SCORED,
+            protocol="paper",
             subsamples=0,
             device=place.device,
             progress=place.progress,

@@ -1,4 +1,4 @@
-"""What ``labels=`` of a run comes to, and the few inputs that tell its layers."""
+"""What ``protocol=`` and ``labels=`` of a run come to, and the few inputs that tell its layers."""
 
 from __future__ import annotations
 
@@ -9,14 +9,55 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from geomkd.common.checks import check_choice
 from geomkd.common.randomness import all_seeded, seed_of
 from geomkd.data.sample import Sample
 from geomkd.data.sources import can_be_read_again, to_device
 from geomkd.measures.table import LABEL_FREE
 from geomkd.network.forward import Forward, call, first_tensor, unwrap
+from geomkd.network.pooling import check_pool
 from geomkd.scoring.plan import BATCH
 
 EXAMPLES = 2  # samples of the batch that tells the layers
+# Sampling behind the figures of arXiv 2511.14981: S, E and r of 5,000 samples, H of more.
+PAPER = {"entropy_per_class": 500, "pool": "published", "samples": 5000, "definition": "published"}
+
+
+def sampling_of(
+    protocol: str | None,
+    entropy_per_class: int | None,
+    pool: str | None,
+    *,
+    alone: bool = True,
+    **given: Any,
+) -> tuple[int | None, str]:
+    """Return samples of a class for the entropy, and pooling: as given, or the protocol's.
+
+    Raises
+    ------
+    ValueError
+        An unknown protocol or pooling, an argument that contradicts the protocol, or samples for
+        the entropy that are not ``alone``, but beside a null or a sweep.
+
+    Examples
+    --------
+    >>> sampling_of("paper", None, None, samples=5000)
+    (500, 'published')
+    """
+    check_choice(protocol, "protocol", (None, "paper"))
+    given |= {"entropy_per_class": entropy_per_class, "pool": pool}
+    for name, value in given.items():
+        if protocol and value is not None and value != PAPER[name]:
+            raise ValueError(
+                f"protocol={protocol!r} and {name}={value!r} contradict each other: the protocol "
+                f"has {name}={PAPER[name]!r}; leave out one of the two"
+            )
+    if protocol:
+        entropy_per_class, pool = PAPER["entropy_per_class"], PAPER["pool"]
+    if entropy_per_class is not None and not alone:
+        of = f"protocol={protocol!r}" if protocol else "entropy_per_class="
+        raise ValueError(f"{of} has samples of its own for the entropy: without null= and sweep=")
+    return entropy_per_class, "flatten" if pool is None else check_pool(pool)
 
 
 def example_of(sample: Sample, device: torch.device) -> Any:

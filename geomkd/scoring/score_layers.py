@@ -24,8 +24,7 @@ from geomkd.measures.null import check_null
 from geomkd.measures.table import named
 from geomkd.network.forward import Forward, evaluating, on_device, unwrap
 from geomkd.network.layers import survey
-from geomkd.network.pooling import check_pool
-from geomkd.scoring.arguments import example_of, label_options, predicted
+from geomkd.scoring.arguments import example_of, label_options, predicted, sampling_of
 from geomkd.scoring.feature_reader import Reader
 from geomkd.scoring.layer_measures import LayerMeasures, check_sweep
 from geomkd.scoring.layer_scores import LayerScores
@@ -44,9 +43,10 @@ def score_layers(
     samples: int = 5000,
     entropy_per_class: int | None = None,
     dataset_size: float | None = None,
-    pool: str = "flatten",
+    pool: str | None = None,
     center: bool = True,
     definition: str = "published",
+    protocol: str | None = None,
     labels: Any = None,
     subsamples: int = 50,
     sweep: Sequence[int] = (),
@@ -83,13 +83,18 @@ def score_layers(
         analysis); by default the sample itself serves.
     dataset_size : number, optional
         N in the published efficiency; the length of the data by default.
-    pool : {"flatten", "mean", "max", "cls", "published"}
-        What is done to maps and tokens first; see `geomkd.network.pooling.pooled`.
+    pool : {"flatten", "mean", "max", "cls", "published"}, optional
+        What is done to maps and tokens first; see `geomkd.network.pooling.pooled`. By default
+        "flatten".
     center : bool
         Whether pca_dimension, spectral_entropy, effective_rank and power_law_alpha are of the
         features about their mean; all others are as their own pages say.
     definition : {"published", "robust"}
         Definition of knowledge quality.
+    protocol : {"paper"}, optional
+        All of the published sampling: ``samples=5000``, ``entropy_per_class=500``,
+        ``pool="published"``, ``definition="published"``. Without it the default is none of the
+        entropy's own samples and no pooling, and Q is not the paper's.
     labels : Tensor or ndarray, shape (N,), or {"predicted", "none"}, optional
         Labels in place of the data's own, in its order; the model's own largest output for all of
         the data, read once more for it (classes of a single sample are left out); or none, for
@@ -169,15 +174,16 @@ def score_layers(
     ['1', '2.input', '3']
     """
     wanted = named(measures)
-    check_definition(definition), check_pool(pool), unwrap(model)
+    check_definition(definition), unwrap(model)
     seed = check_int(seed, "seed", least=0)
     subsamples = check_int(subsamples, "subsamples", least=0)
     null = check_null(null, stacklevel=3)
     if not isinstance(center, bool):
         raise TypeError(f"center must be True or False; got {center!r}")
-    swept = not isinstance(sweep, Sequence) or len(sweep) > 0
-    if entropy_per_class is not None and (null or swept):
-        raise ValueError("entropy_per_class= has samples of its own: without null= and sweep=")
+    alone = not null and isinstance(sweep, Sequence) and len(sweep) == 0
+    entropy_per_class, pool = sampling_of(
+        protocol, entropy_per_class, pool, alone=alone, samples=samples, definition=definition
+    )
     names = None if layers is None else check_names(layers, "layers")
     budget = parse_bytes(memory)
     keys = {"input_key": input_key, "label_key": label_key}
@@ -214,6 +220,7 @@ def score_layers(
                 sweep=tuple(smaller),
                 null=null,
                 seed=seed,
+                protocol=protocol,
             )
             found = survey(model, example_of(sample, place), names, forward=forward)
             chosen = sorted(found.layers, key=lambda layer: layer.order)

@@ -19,6 +19,7 @@ from processes import ended, start
 from torchvision import datasets
 from torchvision import models as published
 
+import geomkd
 from benchmarks.paper import estimate as estimates
 from benchmarks.paper.__main__ import main
 from benchmarks.paper.augment import augment_crop_flip
@@ -33,7 +34,7 @@ from benchmarks.paper.recipes import (
     combination,
     layer_indices,
 )
-from benchmarks.paper.run import Teacher, accuracy_on, measured, train_student
+from benchmarks.paper.run import Teacher, accuracy_on, measured, paired_layers, train_student
 from geomkd import DistillationResult, candidate_layers
 from geomkd.distillation.running.fingerprints import weights_fingerprint
 
@@ -493,6 +494,21 @@ def test_a_student_that_diverges_is_written_down(tmp_path):
     assert "became NaN or infinite in epoch 1" in found["failed"]
     assert "test_accuracy" not in found and found["recipe"]["epochs"] == 1
     assert not place.checkpoints(place.student(chosen, 0)).exists()
+
+
+def test_layers_of_highest_q_are_scored_as_the_papers_were(tmp_path, monkeypatch):
+    write_npz(tmp_path / "images.npz", n_train=16, n_test=8)
+    data, given = load(f"npz:{tmp_path / 'images.npz'}"), []
+
+    def spy(teacher, images, **options):
+        given.append(options)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(geomkd, "score_layers", spy)
+    chosen = combination("npz:images.npz", "resnet34", "resnet9", "features", "auto", Recipe())
+    with pytest.raises(KeyboardInterrupt):
+        paired_layers(chosen, build("resnet9", 4), data, place_in(tmp_path))
+    assert given[0]["protocol"] == "paper" and "samples" not in given[0]
 
 
 def test_students_start_from_their_seed(tmp_path):
