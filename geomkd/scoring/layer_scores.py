@@ -14,7 +14,7 @@ from geomkd.common.checks import check_number
 from geomkd.geometry.principal import unpacked
 from geomkd.plots import plot_layers, plot_sweep
 from geomkd.scoring import scores_file
-from geomkd.scoring.ranking import rank_table, scores_by, settling_table, spread
+from geomkd.scoring.ranking import rank_table, scores_by, settling_table, spread, warn_of_order
 from geomkd.scoring.selection import selected
 from geomkd.scoring.settings import Settings
 
@@ -52,7 +52,7 @@ class LayerScores:
     >>> from geomkd import score_layers
     >>> _ = torch.manual_seed(0)
     >>> model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU())
-    >>> x, y = torch.randn(60, 8), torch.arange(60) % 3
+    >>> x, y = torch.randn(90, 8), torch.arange(90) % 3
     >>> scores = score_layers(model, (x, y), progress=False)
     >>> scores.rank()[["layer", "rank"]].shape
     (3, 2)
@@ -109,8 +109,19 @@ class LayerScores:
         ------
         ValueError
             ``level`` outside (0, 1), a column that is not there, or a layer without a score.
+
+        Warns
+        -----
+        UserWarning
+            Scores with a ``sweep`` whose last step has a tau below 0.9: the order has not settled.
+
+        Notes
+        -----
+        Rank sets tell what other images would do, not more of them: XXX
         """
         by = self.by if by is None else by
+        if self.how.sweep and (callable(by) or by in self.sweep):
+            warn_of_order(self.settling(by=by), stacklevel=3)
         is_drawn = next(iter(self.draws.values())).size and (callable(by) or by in self.draws)
         drawn = self._in_draws(self.draws, by) if is_drawn else None
         return rank_table(self.frame["layer"].tolist(), scores_by(self.frame, by), drawn, level)
@@ -152,7 +163,7 @@ class LayerScores:
         >>> from geomkd import score_layers
         >>> _ = torch.manual_seed(0)
         >>> model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU())
-        >>> x, y = torch.randn(60, 8), torch.arange(60) % 3
+        >>> x, y = torch.randn(90, 8), torch.arange(90) % 3
         >>> scores = score_layers(model, (x, y), subsamples=0, progress=False)
         >>> len(scores.select(2, by="loes")), len(scores.select(2, redundancy=0.5))
         (2, 2)

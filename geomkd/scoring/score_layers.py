@@ -24,7 +24,7 @@ from geomkd.measures.null import check_null
 from geomkd.measures.table import named
 from geomkd.network.forward import Forward, evaluating, on_device, unwrap
 from geomkd.network.layers import survey
-from geomkd.scoring.arguments import example_of, label_options, predicted, sampling_of
+from geomkd.scoring.arguments import example_of, label_options, predicted, sampling_of, warn_of_few
 from geomkd.scoring.feature_reader import Reader
 from geomkd.scoring.layer_measures import LayerMeasures, check_sweep
 from geomkd.scoring.layer_scores import LayerScores
@@ -138,9 +138,10 @@ def score_layers(
     Warns
     -----
     UserWarning
-        Feature rows of a layer that have no direction or equal another, once a layer with their
-        number. A data set's ``.targets`` or ``.labels`` that are not what its items give; those
-        count.
+        A class of fewer than 25 samples, where a measure needs classes (by default 1,000 classes
+        have five each). Feature rows of a layer that have no direction or equal another, once a
+        layer with their number. A data set's ``.targets`` or ``.labels`` that are not what its
+        items give; those count.
 
     Notes
     -----
@@ -168,7 +169,7 @@ def score_layers(
     >>> from geomkd import score_layers
     >>> _ = torch.manual_seed(0)
     >>> model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU())
-    >>> x, y = torch.randn(60, 8), torch.arange(60) % 3
+    >>> x, y = torch.randn(90, 8), torch.arange(90) % 3
     >>> scores = score_layers(model, (x, y), subsamples=0, progress=False)
     >>> list(scores.to_frame()["layer"])
     ['1', '2.input', '3']
@@ -180,9 +181,8 @@ def score_layers(
     null = check_null(null, stacklevel=3)
     if not isinstance(center, bool):
         raise TypeError(f"center must be True or False; got {center!r}")
-    alone = not null and isinstance(sweep, Sequence) and len(sweep) == 0
     entropy_per_class, pool = sampling_of(
-        protocol, entropy_per_class, pool, alone=alone, samples=samples, definition=definition
+        protocol, entropy_per_class, pool, samples, definition, beside=(null, sweep)
     )
     names = None if layers is None else check_names(layers, "layers")
     budget = parse_bytes(memory)
@@ -227,13 +227,13 @@ def score_layers(
             stored = [Stored.of(layer, pool) for layer in chosen]
             more = scored.bytes(max(s.dim for s in stored), len(stored))
             options = {"halves": subsamples > 0, "draws": found.draws, "more": more}
-            plan = plan_of(stored, sample, budget, found.sample_bytes, **options)
-            share.take(plan, sample)
-            reader = Reader(model, sample, forward, pool, place)
-            _Job(reader, share, scored).run(progress)
+            share.take(plan_of(stored, sample, budget, found.sample_bytes, **options), sample)
+            _Job(Reader(model, sample, forward, pool, place), share, scored).run(progress)
 
     # Every pass reads the same items: where labels differ, no layer has been scored yet.
-    return scores_of(*together(lambda share: read_as_given(partial(act, share), stacklevel=5)))
+    found = together(lambda share: read_as_given(partial(act, share), stacklevel=5))
+    warn_of_few(found[1], samples, stacklevel=3)  # not before: labels may have been others
+    return scores_of(*found)
 
 
 @dataclass

@@ -453,6 +453,27 @@ def told(call):
     return result, [str(w.message) for w in caught]
 
 
+@pytest.mark.parametrize(
+    ("kept", "samples", "words"),
+    [
+        (N, 60, "the smallest of 3 has 20; .*: samples=75 or more asks for enough; got 60$"),
+        (N - 6, 5000, "the smallest of 3 has 24; .*: the data have no more of it: add"),
+    ],
+)
+def test_a_class_of_few_samples_is_told_once(kept, samples, words):
+    rows = torch.argsort(Y, stable=True)[:kept]  # the last are of the smallest class, of 30
+    _, texts = told(lambda: score(network(), (X[rows], Y[rows]), samples=samples))
+    assert len(texts) == 1
+    assert re.match(f"a class has fewer than 25 samples: {words}", texts[0])
+
+
+@pytest.mark.parametrize(
+    "options", [{"samples": 75}, {"samples": 60, "measures": ("two_nn", no_of_rows)}]
+)
+def test_few_samples_are_not_told_where_they_do_not_matter(options):
+    assert told(lambda: score(network(), (X, Y), **options))[1] == []
+
+
 IDENTITY = nn.Sequential(nn.Identity(), nn.Linear(6, 3).double())
 NEAR = ("two_nn", "mle_dimension")
 
