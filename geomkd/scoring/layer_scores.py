@@ -51,11 +51,12 @@ class LayerScores:
     >>> from torch import nn
     >>> from geomkd import score_layers
     >>> _ = torch.manual_seed(0)
-    >>> model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU())
+    >>> layers = [nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 3)]
+    >>> model = nn.Sequential(*layers)
     >>> x, y = torch.randn(90, 8), torch.arange(90) % 3
     >>> scores = score_layers(model, (x, y), progress=False)
     >>> scores.rank()[["layer", "rank"]].shape
-    (3, 2)
+    (2, 2)
     >>> len(scores.select(1, by=lambda frame: frame["separation"]))
     1
     """
@@ -162,7 +163,8 @@ class LayerScores:
         >>> from torch import nn
         >>> from geomkd import score_layers
         >>> _ = torch.manual_seed(0)
-        >>> model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU())
+        >>> layers = [nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 3)]
+        >>> model = nn.Sequential(*layers)
         >>> x, y = torch.randn(90, 8), torch.arange(90) % 3
         >>> scores = score_layers(model, (x, y), subsamples=0, progress=False)
         >>> len(scores.select(2, by="loes")), len(scores.select(2, redundancy=0.5))

@@ -168,11 +168,12 @@ def score_layers(
     >>> from torch import nn
     >>> from geomkd import score_layers
     >>> _ = torch.manual_seed(0)
-    >>> model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU())
+    >>> layers = [nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 3)]
+    >>> model = nn.Sequential(*layers)
     >>> x, y = torch.randn(90, 8), torch.arange(90) % 3
     >>> scores = score_layers(model, (x, y), subsamples=0, progress=False)
     >>> list(scores.to_frame()["layer"])
-    ['1', '2.input', '3']
+    ['1', '3']
     """
     wanted = named(measures)
     check_definition(definition), unwrap(model)

@@ -22,7 +22,7 @@ COLLAPSE = ("nc1", "nc2_norms", "nc2_angles")
 SIZES, SEED, HALVES, SWEEP, NULL = [48, 42, 30], 3, 2, [36, 70], 19
 N = sum(SIZES)
 NAMED = torch.tensor([7, 2, 9])  # classes are found by their order, 2, 7, 9
-LAYERS = ["1", "3", "4.input"]
+LAYERS = ["1", "3"]
 
 
 def shuffled_labels(sizes=SIZES):
@@ -130,7 +130,7 @@ def features():
 
 
 def test_every_measure_of_the_sample(scores, features):
-    assert [x.shape[1] for x in features.values()] == [150, 10, 10]  # above n and below
+    assert [x.shape[1] for x in features.values()] == [150, 10]  # above n and below
     assert list(scores.frame["layer"]) == LAYERS and list(scores.draws) == columns_of(NAMES)
     assert_column(whole(scores), 0, features, Y, slice(None))
 
