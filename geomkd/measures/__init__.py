@@ -2,8 +2,8 @@
 
 What their names do not tell of them as they are by default: ``effective_rank`` and
 ``spectral_entropy`` are centred, of singular values; ``participation_ratio`` is the plain one, and
-``debiased=True`` corrects it for the number of rows alone; ``logme`` is not centred; ``h_score`` has
-a shrunk covariance, ``gbc`` diagonal ones; ``cka`` is debiased.
+``debiased=True`` corrects it for the number of rows alone; ``logme`` is not centred; ``h_score``
+has a shrunk covariance, ``gbc`` diagonal ones; ``cka`` is debiased.
 """
 
 from geomkd.measures.collapse import NeuralCollapse, fisher_ratio, neural_collapse
