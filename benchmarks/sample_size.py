@@ -41,7 +41,7 @@ HERE = Path(__file__).resolve().parent
 TERMS = ("quality", "separation", "information", "efficiency")
 MEASURES = {"published": ("knowledge_quality", "knn_accuracy"), "robust": ("knowledge_quality",)}
 PER_CLASS = (25, 50, 100, 250, 500)
-FULL = {"noise": 2000, "sizes": PER_CLASS, "repetitions": 40}
+FULL = {"noise": 1000, "sizes": PER_CLASS, "repetitions": 20}
 QUICK = {"noise": 20, "sizes": (10, 20, 30), "repetitions": 2}
 
 
