@@ -41,8 +41,8 @@ HERE = Path(__file__).resolve().parent
 TERMS = ("quality", "separation", "information", "efficiency")
 MEASURES = {"published": ("knowledge_quality", "knn_accuracy"), "robust": ("knowledge_quality",)}
 PER_CLASS = (25, 50, 100, 250, 500)
-FULL = {"noise": 1000, "sizes": PER_CLASS, "repetitions": 20}
-QUICK = {"noise": 20, "sizes": (10, 20, 30), "repetitions": 2}
+FULL = {"noise": 1000, "sizes": PER_CLASS, "repetitions": 20, "halves": 50}
+QUICK = {"noise": 20, "sizes": (10, 20, 30), "repetitions": 2, "halves": 10}
 
 
 def exceeded(count: int, repetitions: int) -> dict[str, Any]:
@@ -107,6 +107,7 @@ def ranked(model: Any, data: Any, size: dict[str, Any], classes: int) -> dict[st
         rows = []
         for seed in range(1, 1 + size["repetitions"]):
             options |= {"samples": few, "sweep": [few // 2], "seed": seed}
+            options |= {"subsamples": size["halves"]}
             scores = score_layers(model, data, **options)
             rows += [held(scores, many, by) for by in scores.draws]
         found[definition]["ranks_of_few"] = summary(rows)

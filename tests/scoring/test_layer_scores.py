@@ -1,7 +1,7 @@
 """LayerScores: its table, ranks and pictures."""
 
 import json
-from dataclasses import FrozenInstanceError, replace
+from dataclasses import FrozenInstanceError
 
 import matplotlib
 import numpy as np
@@ -10,7 +10,7 @@ import pytest
 import torch
 from matplotlib.axes import Axes
 from oracle import TERMS
-from scored import QUALITY, SETTINGS, jumping, legend_of, made, measured
+from scored import QUALITY, SETTINGS, jumping, legend_of, made, measured, swept
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -151,12 +151,6 @@ def test_equal_scores_share_a_rank():
 
 
 OTHER = [1.0, 2.0, 3.0, 9.0]  # one of the six pairs of `QUALITY` is the other way round
-
-
-def swept(first, last):
-    """Scores of four layers, with their quality in smaller samples."""
-    sweep = {name: np.ones((4, 2)) for name in TERMS} | {"quality": np.array([first, last]).T}
-    return replace(made(sweep=[20, 30]), sweep=sweep)
 
 
 @pytest.mark.parametrize("by", ["quality", lambda frame: 2 * frame["quality"]])
