@@ -118,7 +118,10 @@ class LayerScores:
 
         Notes
         -----
-        Rank sets tell what other images would do, not more of them: XXX
+        Rank sets tell what other images would do to the order, not what more of them would: of a
+        ResNet-20, those of 25 images a class held the order at 500 a class in 19 of 20 samples for
+        Q (robust: 12), in none for the published S (robust: 19), in all for k-NN. Whoever ranks by
+        quality gives `score_layers` a ``sweep=``, and looks at `settling`.
         """
         by = self.by if by is None else by
         if self.how.sweep and (callable(by) or by in self.sweep):
