@@ -1,5 +1,7 @@
 """Scores made by hand, and what a legend says."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import torch
@@ -57,6 +59,12 @@ def made(draws=None, quality=QUALITY, **settings):
         drawn = {name: np.tile(frame[name].to_numpy()[:, None], draws.shape[1]) for name in TERMS}
         drawn["quality"] = draws
     return LayerScores(frame, drawn, Settings.of(SETTINGS | settings))
+
+
+def swept(first, last):
+    """Scores of four layers, with their quality in samples of 20 and 30."""
+    sweep = {name: np.ones((4, 2)) for name in TERMS} | {"quality": np.array([first, last]).T}
+    return replace(made(sweep=[20, 30]), sweep=sweep)
 
 
 def measured():

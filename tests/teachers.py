@@ -31,7 +31,7 @@ def vectors(n=N, d=8):
 
 
 def sequential(width=16, depth=3, *, seed=0, d=8):
-    """Linear layers with ReLU; `candidate_layers` lists every ReLU and the last one's input."""
+    """Linear layers with ReLU; `candidate_layers` lists every ReLU, the last one feeds the head."""
     torch.manual_seed(seed)
     layers = [nn.Linear(d, width), nn.ReLU()]
     for _ in range(depth - 1):

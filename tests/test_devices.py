@@ -8,10 +8,14 @@ from functools import partial
 import pytest
 import torch
 from oracle import DEFINITIONS, clusters, values_of
+from small import CPU
+from torch import nn
 from torch._subclasses import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from geomkd import efficiency, information, knowledge_quality, measures, separation
-from geomkd.common.checks import Classes
+from geomkd.common.checks import Classes, as_features, sums_device
 from geomkd.geometry.class_sums import ClassSums
 from geomkd.geometry.columns import column_slices, residual_gram
 from geomkd.geometry.draws import Draws
@@ -35,6 +39,9 @@ from geomkd.measures import (
     transfer,
 )
 from geomkd.measures.quality_statistics import STATISTICS, spectra_of_larger
+from geomkd.network.layers import Layer
+from geomkd.scoring.feature_reader import Reader
+from geomkd.scoring.plan import Stored
 
 SIZES = [700, 300, 2]  # three blocks
 both = pytest.mark.parametrize("definition", DEFINITIONS)
@@ -245,6 +252,59 @@ def test_similarity(elsewhere, width, debiased, dtype):
     dense = similarity.cka_from(gram, gram, debiased=debiased)
     same_device([dense], elsewhere)
     assert dense.shape == (3,)
+
+
+# ---- a device without float64 ----
+
+
+class WithoutFloat64(TorchDispatchMode):
+    """No tensor of float64 can be on the device that tensors claim to be on, as on Apple's MPS."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        found = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(found):
+            double = isinstance(tensor, torch.Tensor) and tensor.dtype is torch.float64
+            if double and tensor.device != CPU:
+                raise TypeError("Cannot convert a Tensor to float64 dtype on this device")
+        return found
+
+
+@pytest.fixture
+def without_float64(elsewhere):
+    with WithoutFloat64():
+        yield elsewhere
+
+
+def test_sums_are_on_the_cpu_where_a_device_has_no_float64(without_float64):
+    x = torch.empty(60, 5, 2, device=without_float64)
+    with pytest.raises(TypeError, match="float64"):
+        x.double()
+    assert as_features(x).device == sums_device(without_float64) == CPU
+    gram = fake_gram(as_features(x).device)
+    draws = fake_draws("whole", gram.device)
+    nearest = torch.empty(gram.n, 1, dtype=torch.float64)
+    parts = quality.quality_from(STATISTICS["robust"](gram, draws, nearest=nearest), 5000.0)
+    same_device(parts.values(), CPU)
+
+
+def test_features_of_such_a_device_are_held_on_the_cpu(without_float64):
+    """The model runs there, every other step of scoring where the features are held."""
+    model = nn.Sequential(nn.Linear(6, 8, device=without_float64), nn.ReLU())
+    layer = Layer("1", "vector", (8,), dtype=torch.float32, device=without_float64)
+    stored = Stored.of(layer, "flatten")
+    assert (stored.device, stored.dtype) == (CPU, torch.float32)
+
+    class Inputs:
+        seed = 0
+
+        def __len__(self):
+            return 4
+
+        def batches(self, batch_size, of_class):
+            return [torch.empty(2, 6), torch.empty(2, 6)]
+
+    held = Reader(model, Inputs(), None, "flatten", without_float64).read([stored], 2)
+    assert (held["1"].device, held["1"].shape) == (CPU, (4, 8))
 
 
 # ---- for real ------------------------------------------------------------------------------------

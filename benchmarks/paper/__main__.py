@@ -18,8 +18,8 @@ from benchmarks.paper.places import Place, file_hash
 from benchmarks.paper.recipes import (
     CHOICES,
     PAIRS,
-    PAPER_EVEN,
     STUDENT_LAYERS,
+    TEACHERS,
     Combination,
     Recipe,
     all_combinations,
@@ -146,7 +146,7 @@ def _parser() -> argparse.ArgumentParser:
     one = commands.add_parser("run", help="a teacher, and a student for each seed")
     one.set_defaults(run=_run)
     one.add_argument("--dataset", required=True, help=f"{', '.join(PUBLISHED)} or npz:FILE")
-    one.add_argument("--teacher", required=True, choices=PAPER_EVEN)
+    one.add_argument("--teacher", required=True, choices=TEACHERS)
     one.add_argument("--student", required=True, choices=STUDENT_LAYERS)
     one.add_argument("--method", required=True, choices=OBJECTIVES)
     one.add_argument("--layers", default="paper_q", choices=CHOICES, help="default: %(default)s")
@@ -195,9 +195,9 @@ def _at_least_one(text: str) -> int:
 
 def _named_file(text: str) -> tuple[str, Path]:
     name, equals, file = text.partition("=")
-    if not equals or name not in PAPER_EVEN:
+    if not equals or name not in TEACHERS:
         raise argparse.ArgumentTypeError(
-            f"expected TEACHER=FILE with a teacher of {', '.join(PAPER_EVEN)}; got {text!r}"
+            f"expected TEACHER=FILE with a teacher of {', '.join(TEACHERS)}; got {text!r}"
         )
     return name, Path(file)
 

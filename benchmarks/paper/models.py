@@ -1,4 +1,4 @@
-"""The seven networks, from torchvision's classes, with stems for small images."""
+"""The seven networks, from torchvision's classes, for small images, after the paper's."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torchvision.models import VGG, MobileNetV2, ResNet, VisionTransformer
 from torchvision.models.resnet import BasicBlock
 from torchvision.models.vgg import cfgs, make_layers
@@ -53,7 +53,7 @@ def build(name: str, n_classes: int, image_size: int = 32, seed: int = 0) -> nn.
 
 def head_prefix(model: nn.Module) -> str:
     """Beginning of the names of the head's parameters."""
-    return HEADS[type(model)]
+    return next(prefix for kind, prefix in HEADS.items() if isinstance(model, kind))
 
 
 class Taken(NamedTuple):
@@ -103,10 +103,12 @@ def load_body(model: nn.Module, path: str | os.PathLike) -> Taken:
 
 def _resnet(blocks: Sequence[int]) -> Callable[[int, int], ResNet]:
     def make(n_classes: int, image_size: int) -> ResNet:
-        model = ResNet(BasicBlock, list(blocks), num_classes=n_classes)
+        # Every block begins as its shortcut: the scale of its last batch norm is zero.
+        model = ResNet(BasicBlock, list(blocks), num_classes=n_classes, zero_init_residual=True)
         model.conv1 = nn.Conv2d(3, 64, kernel_size=3, padding=1, bias=False)  # stride 1, not 2
         nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
-        model.maxpool = nn.Identity()
+        if image_size == 32:
+            model.maxpool = nn.Identity()
         return model
 
     return make
@@ -116,10 +118,8 @@ def _vgg(letter: str) -> Callable[[int, int], VGG]:
     def make(n_classes: int, image_size: int) -> VGG:
         body = make_layers(cfgs[letter], batch_norm=True)
         model = VGG(body, num_classes=n_classes, init_weights=True)
-        # Five poolings leave 1x1 or 2x2, which the 7x7 pooling could only repeat.
-        side = image_size // 32
-        model.avgpool = nn.Identity()
-        model.classifier[0] = nn.Linear(512 * side * side, 4096)
+        model.avgpool = nn.AdaptiveAvgPool2d(1)  # of what five poolings leave, 1x1 or 2x2
+        model.classifier[0] = nn.Linear(512, 4096)
         nn.init.normal_(model.classifier[0].weight, 0, 0.01)  # as torchvision does
         nn.init.zeros_(model.classifier[0].bias)
         return model
@@ -129,14 +129,23 @@ def _vgg(letter: str) -> Callable[[int, int], VGG]:
 
 def _mobilenet(n_classes: int, image_size: int) -> MobileNetV2:
     model = MobileNetV2(num_classes=n_classes)
-    # Only the first convolution's stride is changed, 2 to 1: 32 pixels end as 2x2, not as 1x1.
-    model.features[0][0].stride = (1, 1)
+    if image_size == 32:  # ends as 2x2, as 64 pixels do with the stride of 2
+        model.features[0][0].stride = (1, 1)
     return model
 
 
-def _vit(layers: int, heads: int, width: int, mlp: int) -> Callable[[int, int], VisionTransformer]:
-    def make(n_classes: int, image_size: int) -> VisionTransformer:
-        return VisionTransformer(
+class MeanToken(VisionTransformer):
+    """A transformer that is classified from the mean of its tokens, the class token among them."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self._process_input(x)
+        tokens = torch.cat([self.class_token.expand(len(x), -1, -1), x], dim=1)
+        return self.heads(self.encoder(tokens).mean(dim=1))
+
+
+def _vit(layers: int, heads: int, width: int, mlp: int) -> Callable[[int, int], MeanToken]:
+    def make(n_classes: int, image_size: int) -> MeanToken:
+        return MeanToken(
             image_size=image_size,
             patch_size=image_size // 8,  # 8x8 tokens: patches of 4 at 32 pixels, of 8 at 64
             num_layers=layers,

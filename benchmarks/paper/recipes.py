@@ -1,4 +1,4 @@
-"""What the paper trains and how: pairs of networks, their layers, rates, methods."""
+"""What is trained, after the paper: pairs of networks, their layers, rates, methods."""
 
 from __future__ import annotations
 
@@ -25,25 +25,71 @@ PAIRS = [
     ("resnet34", "mobilenet_v2"),
     ("vit_b", "vit_et"),
 ]
-# Indices into `geomkd.candidate_layers`, from 0. The paper's picks by Q, for CIFAR-10, CIFAR-100
-# and Tiny ImageNet; other data take CIFAR-10's.
-PAPER_Q = {
-    "vgg19_bn": {"cifar10": (11, 12, 13, 15), "tiny_imagenet": (11, 12, 13, 16)},
-    "resnet34": {"cifar10": (12, 13, 14, 15)},
-    "vit_b": {
-        "cifar10": (9, 10, 11, 12),
-        "cifar100": (7, 10, 11, 12),
-        "tiny_imagenet": (7, 8, 11, 12),
+# Layers as the paper numbers them, from 0; `layer_indices` tells which of our candidates they are.
+# The first of a dict are CIFAR-10's, which other data take; CIFAR-100 and Tiny ImageNet where they
+# differ. Chosen by Q, and by S, I, E and sqrt(I E) alone.
+PAPER = {
+    "paper_q": {
+        "vgg19_bn": {"cifar10": (11, 12, 13, 15), "tiny_imagenet": (11, 12, 13, 16)},
+        "resnet34": {"cifar10": (12, 13, 14, 15)},
+        "vit_b": {
+            "cifar10": (9, 10, 11, 12),
+            "cifar100": (7, 10, 11, 12),
+            "tiny_imagenet": (7, 8, 11, 12),
+        },
+    },
+    "paper_s": {
+        "vgg19_bn": {"cifar10": (15, 16, 17, 18)},
+        "resnet34": {"cifar10": (14, 15, 16, 17)},
+        "vit_b": {"cifar10": (9, 10, 11, 12)},
+    },
+    "paper_i": {
+        "vgg19_bn": {"cifar10": (8, 9, 10, 11), "tiny_imagenet": (9, 10, 11, 12)},
+        "resnet34": {"cifar10": (11, 12, 13, 14)},
+        "vit_b": {
+            "cifar10": (9, 10, 11, 12),
+            "cifar100": (7, 10, 11, 12),
+            "tiny_imagenet": (7, 8, 10, 11),
+        },
+    },
+    "paper_e": {
+        "vgg19_bn": {
+            "cifar10": (7, 8, 9, 10),
+            "cifar100": (7, 8, 9, 11),
+            "tiny_imagenet": (8, 9, 10, 11),
+        },
+        "resnet34": {"cifar10": (11, 12, 13, 14), "cifar100": (12, 13, 14, 15)},
+        "vit_b": {
+            "cifar10": (7, 8, 10, 11),
+            "cifar100": (7, 10, 11, 12),
+            "tiny_imagenet": (6, 7, 8, 11),
+        },
+    },
+    "paper_ie": {
+        "vgg19_bn": {"cifar10": (7, 8, 9, 11), "tiny_imagenet": (8, 9, 10, 11)},
+        "resnet34": {"cifar10": (11, 12, 13, 14), "tiny_imagenet": (12, 13, 14, 15)},
+        "vit_b": {
+            "cifar10": (9, 10, 11, 12),
+            "cifar100": (7, 10, 11, 12),
+            "tiny_imagenet": (7, 8, 9, 11),
+        },
+    },
+    "paper_even": {
+        "vgg19_bn": {"cifar10": (3, 7, 11, 15)},
+        "resnet34": {"cifar10": (3, 7, 13, 16)},
+        "vit_b": {"cifar10": (2, 4, 8, 10)},
     },
 }
-PAPER_EVEN = {"vgg19_bn": (3, 7, 11, 15), "resnet34": (3, 7, 13, 16), "vit_b": (2, 4, 8, 10)}
+TEACHERS = tuple(PAPER["paper_even"])
 STUDENT_LAYERS = {
     "vgg11_bn": (1, 3, 5, 7),
     "resnet9": (1, 2, 3, 4),
     "mobilenet_v2": (3, 6, 13, 17),
     "vit_et": (1, 3, 5, 7),
 }
-CHOICES = ("paper_q", "paper_even", "auto")  # auto: the four of highest Q by our own scores
+# The paper's index 0 of a transformer is the embedding, which is no candidate: l is block l - 1.
+BEFORE_FIRST = {"vit_b": 1, "vit_et": 1}
+CHOICES = (*PAPER, "auto")  # auto: the four of highest Q by our own scores
 NEEDS_MAPS = ("attention_transfer", "simkd")
 
 
@@ -115,7 +161,7 @@ def combination(
         A name that is not one of those known.
     """
     for what, name, known in (
-        ("teacher", teacher, PAPER_EVEN),
+        ("teacher", teacher, TEACHERS),
         ("student", student, STUDENT_LAYERS),
         ("method", method, OBJECTIVES),
         ("layers", layers, CHOICES),
@@ -142,11 +188,17 @@ def all_combinations(
 
 
 def layer_indices(combination: Combination) -> list[tuple[int, int]]:
-    """Teacher's and student's layer of each pair, for the choices that are the paper's."""
-    teacher, dataset = combination.teacher, combination.dataset
-    if combination.layers == "paper_q":
-        picked = PAPER_Q[teacher]
-        chosen = picked.get(dataset, picked["cifar10"])
-    else:
-        chosen = PAPER_EVEN[teacher]
-    return list(zip(chosen, STUDENT_LAYERS[combination.student], strict=True))
+    """Teacher's and student's layer of each pair among `geomkd.candidate_layers`, from 0.
+
+    Of the choices that are the paper's.
+    """
+    picked = PAPER[combination.layers][combination.teacher]
+    chosen = picked.get(combination.dataset, picked["cifar10"])
+    shift = BEFORE_FIRST.get(combination.teacher, 0)
+    return [(t - shift, s) for t, s in zip(chosen, student_layers(combination), strict=True)]
+
+
+def student_layers(combination: Combination) -> list[int]:
+    """Student's paired layers among `geomkd.candidate_layers`, from 0."""
+    shift = BEFORE_FIRST.get(combination.student, 0)
+    return [i - shift for i in STUDENT_LAYERS[combination.student]]

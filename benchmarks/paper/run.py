@@ -13,14 +13,14 @@ from torch.utils.data import DataLoader, Dataset
 import geomkd
 from benchmarks.paper.augment import augment_crop_flip
 from benchmarks.paper.data import PaperData
-from benchmarks.paper.models import build, load_body
+from benchmarks.paper.models import build, head_prefix, load_body
 from benchmarks.paper.places import Place, read_json, slug
 from benchmarks.paper.recipes import (
     LARGEST_RATE,
     PRETRAINED_RATE,
-    STUDENT_LAYERS,
     Combination,
     layer_indices,
+    student_layers,
 )
 from geomkd.common.distributed import world
 from geomkd.common.files import atomic_write
@@ -28,7 +28,6 @@ from geomkd.common.results_folder import machine
 from geomkd.distillation.running.fingerprints import weights_fingerprint
 from geomkd.network.forward import evaluating
 
-SCORED = 5000  # most images behind the layers that "auto" picks
 DIVERGED = "NaN or infinite"  # what `geomkd.distill` says of a loss
 
 
@@ -80,7 +79,8 @@ def _train_teacher(
     name, story, rates = combination.teacher, "random weights, seed 0", None
     if name in place.imagenet:
         taken = load_body(model, place.imagenet[name])
-        story, rates = taken.story, {"": PRETRAINED_RATE, **dict.fromkeys(taken.fresh, 1.0)}
+        # A stem that is new is trained at the body's rate, as the paper's was.
+        story, rates = taken.story, {"": PRETRAINED_RATE, head_prefix(model): 1.0}
     place.say(f"{slug(combination.dataset)}, teacher {name}: {story}")
     options = {"objective": "ce", "lr": LARGEST_RATE[name], "lr_scale": rates, "seed": 0}
     path = place.teacher(combination)
@@ -105,14 +105,14 @@ def paired_layers(
         scores = geomkd.score_layers(
             teacher,
             data.train,
-            samples=SCORED,
+            protocol="paper",
             subsamples=0,
             device=place.device,
             progress=place.progress,
         )
         if scores.settings["partial"]:  # it takes Ctrl-C for "enough"; here it means "stop"
             raise KeyboardInterrupt
-        chosen = [of_student[i] for i in STUDENT_LAYERS[combination.student]]
+        chosen = [of_student[i] for i in student_layers(combination)]
         return list(zip(scores.select(len(chosen)), chosen, strict=True))
     of_teacher = [layer.name for layer in geomkd.candidate_layers(teacher.cpu(), example)]
     return [(of_teacher[t], of_student[s]) for t, s in layer_indices(combination)]

@@ -77,6 +77,8 @@ def _checked_objective(options: argparse.Namespace) -> Any:
         options.layers = ["auto"]
     elif options.layers is not None and options.pairs is not None:
         raise ValueError("--layers and --pairs exclude each other: pairs name the layers")
+    if options.protocol and options.layers != ["auto"]:
+        raise ValueError("--protocol says how layers are scored, which --layers auto alone does")
     numbers = {field.name: getattr(options, field.name, None) for field in fields(Recipe)}
     Recipe(**numbers).training_order(objective)
     return objective
@@ -170,7 +172,7 @@ def _kept_scores(
     if agreed(path.exists, first_only=True):
         return agreed(lambda: LayerScores.load(path))
     given = {"samples": options.samples, "seed": options.seed, "memory": options.memory}
-    given |= {"device": device, "progress": not options.quiet}
+    given |= {"protocol": options.protocol, "device": device, "progress": not options.quiet}
     scores = score_layers(inputs.teacher.model, inputs.train, **given)
     if scores.settings["partial"]:
         raise KeyboardInterrupt

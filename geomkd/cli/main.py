@@ -52,7 +52,7 @@ def _quickstart(options: argparse.Namespace, say: Callable[[str], Any]) -> None:
 
     given = options_of(quickstart, options)
     found = quickstart(options.out, say=say, progress=not options.quiet, **given)
-    say("\n" + ranked_table(found.scores))
+    say("\n" + ranked_table(found.scores, found.scores.rank()))
     for choice, layers in found.layers.items():
         say(f"{choice:<20}{', '.join(layers)}")
     say(f"\n{'student trained by':<30}test accuracy, last epoch, mean ± SD (each seed)")

@@ -109,7 +109,7 @@ def _score(commands: argparse._SubParsersAction) -> None:
     _add_images(score)
     add("--layers", "names of modules (default: blocks, activations, head input)", nargs="+")
     add("--definition", "published or robust")
-    add("--pool", "flatten, mean, max, cls or published")
+    add("--pool", "flatten (default), mean, max, cls or published")
     add("--measures", f"of {', '.join(NAMES)}", nargs="+")
     add("--subsamples", "half-samples behind the ranks")
     add("--sweep", "smaller sample sizes to score beside", type=int, nargs="+")
@@ -179,6 +179,7 @@ def _add_images(parser: argparse.ArgumentParser) -> None:
 def _add_scoring(parser: argparse.ArgumentParser) -> None:
     add = _adder(parser, score_layers)
     add("--samples", "most images that are scored")
+    add("--protocol", "paper: all of the published sampling of Q", choices=["paper"])
     _adder(parser, LayerScores.select)("--k", "layers to select")
     add("--memory", "most memory of scoring beside model and data")
 

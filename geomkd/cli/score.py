@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from geomkd.cli.inputs import check_takes_images, images_of, load_data, load_model
 from geomkd.cli.parser import options_of
@@ -20,6 +20,9 @@ from geomkd.measures.table import QUALITY, columns_of, named
 from geomkd.scoring.layer_scores import LayerScores
 from geomkd.scoring.rules import RULES
 from geomkd.scoring.score_layers import score_layers
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 
 def scored(options: argparse.Namespace, say: Callable[[str], Any]) -> None:
@@ -40,7 +43,8 @@ def scored(options: argparse.Namespace, say: Callable[[str], Any]) -> None:
     folder = new_folder(options.out, "geomkd-scores")
     scores.save(folder / "scores.npz")  # first: a layer without a score has no rank
     write_frame(folder / "layers.csv", scores.to_frame())
-    write_frame(folder / "ranks.csv", scores.rank(by=ranked))
+    ranks = scores.rank(by=ranked)
+    write_frame(folder / "ranks.csv", ranks)
     wrote = ["layers.csv", "ranks.csv", "layers.png", "scores.npz"]
     if options.sweep:
         write_picture(folder / "sweep.png", scores.plot_sweep(by=ranked))
@@ -50,7 +54,7 @@ def scored(options: argparse.Namespace, say: Callable[[str], Any]) -> None:
     summary |= {"selected": selected, "by": name}
     summary["settings"] = {k: v for k, v in scores.settings.items() if k != "subset_classes"}
     write_json(folder / "summary.json", summary | {"machine": machine()})
-    say("\n" + ranked_table(scores, by=ranked))
+    say("\n" + ranked_table(scores, ranks))
     say(f"selected by {name}: {', '.join(selected)}")
     say(f"wrote {', '.join(wrote)} and summary.json to {folder}")
 
@@ -63,9 +67,8 @@ def _check_by(options: argparse.Namespace) -> None:
         raise ValueError(f"--by must be one of {', '.join(offered)}; got {options.by!r}")
 
 
-def ranked_table(scores: LayerScores, *, by: Any = None) -> str:
+def ranked_table(scores: LayerScores, ranks: DataFrame) -> str:
     """Layers from best to worst with every score, as text."""
-    ranks = scores.rank(by=by)
     columns = ["layer", "kind", "dim", *scores.draws]
     table = ranks.drop(columns="score").merge(scores.to_frame()[columns], on="layer")
     table["95% ranks"] = [

@@ -34,6 +34,15 @@ class Classes(NamedTuple):
     names: list[Any]
 
 
+def sums_device(device: torch.device) -> torch.device:
+    """Where sums are taken of what is on a device: there, or on the CPU if it has no float64."""
+    try:
+        torch.empty(0, dtype=torch.float64, device=device)
+    except (TypeError, RuntimeError):  # such as Apple's MPS
+        return torch.Generator().device
+    return device
+
+
 def as_tensor(value: Any, name: str) -> Tensor:
     """Tensor of an array or a tensor, without its graph; ``TypeError`` for anything else."""
     if isinstance(value, np.ndarray):
@@ -51,7 +60,7 @@ def as_tensor(value: Any, name: str) -> Tensor:
 
 
 def as_features(features: Any, name: str = "features") -> Tensor:
-    """Features of n samples, flattened to (n, d).
+    """Features of n samples, flattened to (n, d); on the CPU where their device has no float64.
 
     Raises
     ------
@@ -70,7 +79,7 @@ def as_features(features: Any, name: str = "features") -> Tensor:
         raise ValueError(f"{name} must be (n, ...), at least 2-d; got shape {tuple(x.shape)}")
     if x.numel() == 0:
         raise ValueError(f"{name} must not be empty; got shape {tuple(x.shape)}")
-    return x.flatten(1)
+    return x.flatten(1).to(sums_device(x.device))
 
 
 def as_labels(
@@ -99,6 +108,7 @@ def as_labels(
         raise TypeError(f"1-d labels must be integers; got {_dtype(y)}")
     if n is not None and len(y) != n:
         raise ValueError(f"labels must be as many as the features, n = {n}; got {len(y)}")
+    y = y.to(sums_device(y.device))
     if device is not None and y.device != device:
         raise ValueError(f"labels must be on the features' device, {device}; got {y.device}")
     if y.ndim == 2:

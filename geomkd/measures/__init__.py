@@ -1,4 +1,10 @@
-"""Measures of a layer's features: plain functions of tensors."""
+"""Measures of a layer's features: plain functions of tensors.
+
+What their names do not tell of them as they are by default: ``effective_rank`` and
+``spectral_entropy`` are centred, of singular values; ``participation_ratio`` is the plain one, and
+``debiased=True`` corrects it for the number of rows alone; ``logme`` is not centred; ``h_score``
+has a shrunk covariance, ``gbc`` diagonal ones; ``cka`` is debiased.
+"""
 
 from geomkd.measures.collapse import NeuralCollapse, fisher_ratio, neural_collapse
 from geomkd.measures.dimension import mle_dimension, two_nn

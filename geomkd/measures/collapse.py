@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from geomkd.common.checks import as_classes, as_features, as_tensor, check_finite
+from geomkd.common.checks import as_classes, as_features, as_tensor, check_finite, sums_device
 from geomkd.geometry.draws import Draws
 from geomkd.geometry.gram import ClassGram
 from geomkd.geometry.precision import COLUMNS, ZERO_VARIANCE, exact_arithmetic, inverse
@@ -288,6 +288,7 @@ def _checked_head(
             f"got {min(names)} ... {max(names)}"
         )
     b = torch.zeros(len(w), device=w.device) if bias is None else as_tensor(bias, "head_bias")
+    b = b.to(sums_device(b.device))
     if b.shape != (len(w),) or not bool(torch.isfinite(b).all()):
         raise ValueError(f"head_bias must be ({len(w)},) and finite; got shape {tuple(b.shape)}")
     for name, part in (("head_weight", w), ("head_bias", b)):

@@ -1,5 +1,6 @@
 """One forward pass of a model, told as the begin and the end of every module's call."""
 
+import weakref
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,7 @@ class Event:
     device: torch.device | None
     nbytes: int
     fault: str | None  # why no layer can be here
+    origin: int  # order of the first event at which this very tensor was seen, unchanged since
 
     @property
     def suffix(self) -> str:
@@ -40,14 +42,15 @@ def events_of(
     global random state.
     """
     n = _batch_size(example_input)
-    root, events, start = unwrap(model), [], 0
+    root, events, start, origins = unwrap(model), [], 0, _Origins()
 
     def restart() -> None:
         nonlocal start
         start = len(events)
 
     def see(module: nn.Module, is_input: bool, number: int, value: Any) -> None:
-        events.append(Event(module, is_input, number, len(events), *_tensor(value, n)))
+        order, told = len(events), _tensor(value, n)
+        events.append(Event(module, is_input, number, order, *told, origins.of(value, order)))
 
     devices = {parameter.device for parameter in root.parameters()}
     with evaluating(model), watching(root, modules_by_name(root).values(), see, restart):
@@ -90,6 +93,27 @@ def _batch_size(example_input: Any) -> int:
     if tensor.ndim == 0:
         raise ValueError("example_input must have a batch axis; got a tensor of shape ()")
     return len(tensor)
+
+
+class _Origins:
+    """At which event each tensor was seen first; an operation in place makes it another."""
+
+    def __init__(self) -> None:
+        self.seen: dict[int, tuple[weakref.ref, int, int]] = {}
+
+    def of(self, value: Any, order: int) -> int:
+        """Give the order of the first event with the first tensor of a value, or this one's."""
+        try:
+            tensor = first_tensor(value)
+        except TypeError:
+            return order
+        if tensor.is_inference():  # has no count of operations in place
+            return order
+        known, version, origin = self.seen.get(id(tensor), (lambda: None, 0, order))
+        if known() is not tensor or version != tensor._version:
+            origin = order
+        self.seen[id(tensor)] = weakref.ref(tensor), tensor._version, origin
+        return origin
 
 
 def _tensor(value: Any, n: int) -> tuple[Any, ...]:

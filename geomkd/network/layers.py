@@ -41,6 +41,8 @@ class Layer:
         Grows with the order of execution; not compared.
     dtype, device
         Of the tensor there; not compared.
+    feeds_head : bool
+        Whether it is the head's input, or stands for it as the same tensor; not compared.
 
     Examples
     --------
@@ -55,6 +57,7 @@ class Layer:
     order: int = field(default=0, repr=False, compare=False)
     dtype: torch.dtype | None = field(default=None, repr=False, compare=False)
     device: torch.device | None = field(default=None, repr=False, compare=False)
+    feeds_head: bool = field(default=False, repr=False, compare=False)
 
     @property
     def dim(self) -> int:
@@ -90,7 +93,9 @@ def candidate_layers(
     list of Layer
         The blocks, the activation modules outside them and the input of the head, each where
         its call ends; then the activations inside the head. Layers that are not run in
-        evaluation mode, are not floating point or do not have the batch axis first are left out.
+        evaluation mode, are not floating point or do not have the batch axis first are left out;
+        of several that are the same tensor, such as an activation and the input of the head right
+        behind it, the first stands for all.
 
     Raises
     ------
@@ -164,19 +169,26 @@ def survey(
     offered = {event: role for event, role in roles.items() if event.fault is None}
     if set(offered.values()) <= {"head_input"}:
         offered = {}  # neither a block nor an activation tells where the head begins
+    head_input = next((e for e, role in offered.items() if role == "head_input"), None)
     if names is None:
         first_names = {module: name for name, module in reversed(modules.items())}
         if not offered:
             raise ValueError(_nothing_found(model, events, roles, first_names))
-        found = {first_names[e.module] + e.suffix: (e, role) for e, role in offered.items()}
+        firsts = {e.origin: e for e in reversed(offered)}
+        found = {
+            first_names[e.module] + e.suffix: (e, role)
+            for e, role in offered.items()
+            if firsts[e.origin] is e
+        }
     else:
-        head = next((e.order for e, role in offered.items() if role == "head_input"), math.inf)
+        head = math.inf if head_input is None else head_input.order
         at_names = {name: event_at(name, target, events) for name, target in targets.items()}
         found = {
             name: (event, roles.get(event, "head" if event.order > head else "named"))
             for name, event in at_names.items()
         }
-    layers = {name: _layer(name, event, role, modules) for name, (event, role) in found.items()}
+    fed = head_input.origin if head_input is not None and names is None else None
+    layers = {name: _layer(name, *of, fed, modules) for name, of in found.items()}
     return Survey([layers[name] for name in names or layers], sample_bytes, draws)
 
 
@@ -231,10 +243,14 @@ def _roles(events: list[Event], blocks: set[nn.Module]) -> dict[Event, str]:
     return roles
 
 
-def _layer(name: str, event: Event, role: str, modules: Mapping[str, nn.Module]) -> Layer:
+def _layer(
+    name: str, event: Event, role: str, fed: int | None, modules: Mapping[str, nn.Module]
+) -> Layer:
     kinds = {1: "vector", 2: "tokens", 3: "map" if _is_map(event, modules) else "map_last"}
     kind = kinds.get(len(event.shape), "other")
-    return Layer(name, kind, event.shape, role, event.order, event.dtype, event.device)
+    feeds_head = role == "head_input" or event.origin == fed
+    own = event.order, event.dtype, event.device, feeds_head
+    return Layer(name, kind, event.shape, role, *own)
 
 
 def _is_map(event: Event, modules: Mapping[str, nn.Module]) -> bool:

@@ -1,27 +1,91 @@
-"""What ``labels=`` of a run comes to, and the few inputs that tell its layers."""
+"""What ``protocol=`` and ``labels=`` of a run come to, and the few inputs that tell its layers."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from geomkd.common.checks import check_choice
+from geomkd.common.distributed import world
 from geomkd.common.randomness import all_seeded, seed_of
 from geomkd.data.sample import Sample
 from geomkd.data.sources import can_be_read_again, to_device
-from geomkd.measures.table import LABEL_FREE
+from geomkd.measures.table import LABEL_FREE, TABLE
 from geomkd.network.forward import Forward, call, first_tensor, unwrap
+from geomkd.network.pooling import check_pool
 from geomkd.scoring.plan import BATCH
+from geomkd.scoring.settings import Settings
 
 EXAMPLES = 2  # samples of the batch that tells the layers
+# Sampling behind the figures of arXiv 2511.14981: S, E and r of 5,000 samples, H of more.
+FEW = 25  # samples of a class, below which scores say more of their number than of the layer
+PAPER = {"entropy_per_class": 500, "pool": "published", "samples": 5000, "definition": "published"}
+
+
+def sampling_of(
+    protocol: str | None,
+    entropy_per_class: int | None,
+    pool: str | None,
+    samples: int,
+    definition: str,
+    *,
+    beside: tuple[int, Any] = (0, ()),
+) -> tuple[int | None, str]:
+    """Return samples of a class for the entropy, and pooling: as given, or the protocol's.
+
+    Raises
+    ------
+    ValueError
+        An unknown protocol or pooling, an argument that contradicts the protocol, or samples for
+        the entropy ``beside`` a null or a sweep.
+
+    Examples
+    --------
+    >>> sampling_of("paper", None, None, 5000, "published")
+    (500, 'published')
+    """
+    check_choice(protocol, "protocol", (None, "paper"))
+    given = {"entropy_per_class": entropy_per_class, "pool": pool}
+    given |= {"samples": samples, "definition": definition}
+    for name, value in given.items():
+        if protocol and value is not None and value != PAPER[name]:
+            raise ValueError(
+                f"protocol={protocol!r} and {name}={value!r} contradict each other: the protocol "
+                f"has {name}={PAPER[name]!r}; leave out one of the two"
+            )
+    if protocol:
+        entropy_per_class, pool = PAPER["entropy_per_class"], PAPER["pool"]
+    null, sweep = beside
+    swept = not isinstance(sweep, Sequence) or len(sweep) > 0
+    if entropy_per_class is not None and (null or swept):
+        of = f"protocol={protocol!r}" if protocol else "entropy_per_class="
+        raise ValueError(f"{of} has samples of its own for the entropy: without null= and sweep=")
+    return entropy_per_class, "flatten" if pool is None else check_pool(pool)
 
 
 def example_of(sample: Sample, device: torch.device) -> Any:
     """Return the few inputs that tell the layers."""
     return to_device(next(sample.batches(EXAMPLES)), device)
+
+
+def warn_of_few(settings: Settings, samples: int, stacklevel: int) -> None:
+    """Warn of a class with few samples, where a measure that was asked for needs classes."""
+    fewest, supervised = settings.samples_per_class[0], TABLE.keys() - set(LABEL_FREE)
+    if fewest >= FEW or not supervised & set(settings.measures) or not world().is_first:
+        return
+    remedy = "the data have no more of it: add data, or leave such classes out"
+    if samples // settings.classes < FEW:
+        remedy = f"samples={FEW * settings.classes} or more asks for enough; got {samples}"
+    warnings.warn(
+        f"a class has fewer than {FEW} samples: the smallest of {settings.classes} has {fewest}; "
+        f"scores move with that number, and layers change places: {remedy}",
+        stacklevel=stacklevel,
+    )
 
 
 def label_options(

@@ -14,7 +14,7 @@ from geomkd.common.checks import check_number
 from geomkd.geometry.principal import unpacked
 from geomkd.plots import plot_layers, plot_sweep
 from geomkd.scoring import scores_file
-from geomkd.scoring.ranking import rank_table, scores_by, settling_table, spread
+from geomkd.scoring.ranking import rank_table, scores_by, settling_table, spread, warn_of_order
 from geomkd.scoring.selection import selected
 from geomkd.scoring.settings import Settings
 
@@ -51,11 +51,12 @@ class LayerScores:
     >>> from torch import nn
     >>> from geomkd import score_layers
     >>> _ = torch.manual_seed(0)
-    >>> model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU())
-    >>> x, y = torch.randn(60, 8), torch.arange(60) % 3
+    >>> layers = [nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 3)]
+    >>> model = nn.Sequential(*layers)
+    >>> x, y = torch.randn(90, 8), torch.arange(90) % 3
     >>> scores = score_layers(model, (x, y), progress=False)
     >>> scores.rank()[["layer", "rank"]].shape
-    (3, 2)
+    (2, 2)
     >>> len(scores.select(1, by=lambda frame: frame["separation"]))
     1
     """
@@ -109,8 +110,22 @@ class LayerScores:
         ------
         ValueError
             ``level`` outside (0, 1), a column that is not there, or a layer without a score.
+
+        Warns
+        -----
+        UserWarning
+            Scores with a ``sweep`` whose last step has a tau below 0.9: the order has not settled.
+
+        Notes
+        -----
+        Rank sets tell what other images would do to the order, not what more of them would: of a
+        ResNet-20, those of 25 images a class held the order at 500 a class in 19 of 20 samples for
+        Q (robust: 12), in none for the published S (robust: 19), in all for k-NN. Whoever ranks by
+        quality gives `score_layers` a ``sweep=``, and looks at `settling`.
         """
         by = self.by if by is None else by
+        if self.how.sweep and (callable(by) or by in self.sweep):
+            warn_of_order(self.settling(by=by), stacklevel=3)
         is_drawn = next(iter(self.draws.values())).size and (callable(by) or by in self.draws)
         drawn = self._in_draws(self.draws, by) if is_drawn else None
         return rank_table(self.frame["layer"].tolist(), scores_by(self.frame, by), drawn, level)
@@ -151,8 +166,9 @@ class LayerScores:
         >>> from torch import nn
         >>> from geomkd import score_layers
         >>> _ = torch.manual_seed(0)
-        >>> model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU())
-        >>> x, y = torch.randn(60, 8), torch.arange(60) % 3
+        >>> layers = [nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 3)]
+        >>> model = nn.Sequential(*layers)
+        >>> x, y = torch.randn(90, 8), torch.arange(90) % 3
         >>> scores = score_layers(model, (x, y), subsamples=0, progress=False)
         >>> len(scores.select(2, by="loes")), len(scores.select(2, redundancy=0.5))
         (2, 2)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import torch
 
-from geomkd.common.checks import about
+from geomkd.common.checks import about, sums_device
 from geomkd.data.sample import Sample
 from geomkd.geometry.precision import BLOCK, COLUMNS
 from geomkd.network.layers import Layer
@@ -35,7 +35,7 @@ class Stored(NamedTuple):
         form = torch.empty(2, *layer.shape, dtype=layer.dtype, device="meta")
         with about(f"layer {layer.name!r}"):
             form = pooled(form, layer.kind, pool)
-        return cls(layer, form.shape[1], form.dtype, layer.device)
+        return cls(layer, form.shape[1], form.dtype, sums_device(layer.device))
 
     @property
     def gram_dtype(self) -> torch.dtype:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
     By = str | Callable[[pd.DataFrame], Any]
+
+SETTLED = 0.9  # tau of a sweep's last step, below which more than one pair in twenty has changed
 
 
 class RankSets(NamedTuple):
@@ -152,6 +155,18 @@ def settling_table(sizes: Sequence[int], curves: np.ndarray) -> pd.DataFrame:
     taus = [kendalltau(curves[:, i], curves[:, i + 1]).statistic for i in steps]
     columns = {"from_samples": sizes[:-1], "to_samples": sizes[1:], "tau": np.array(taus, float)}
     return pd.DataFrame(columns)
+
+
+def warn_of_order(settling: pd.DataFrame, stacklevel: int) -> None:
+    """Warn where the last step of a `settling_table` shows that the order has not settled."""
+    step = settling.iloc[-1]
+    if step["tau"] < SETTLED:
+        warnings.warn(
+            f"the order of the layers has not settled: from {step['from_samples']:.0f} to "
+            f"{step['to_samples']:.0f} samples Kendall's tau is {step['tau']:.2f}, less than "
+            f"{SETTLED}; rank sets tell nothing of other sample sizes: score more samples",
+            stacklevel=stacklevel,
+        )
 
 
 def scores_by(frame: pd.DataFrame, by: By, among: Sequence[str] | None = None) -> np.ndarray:

@@ -34,8 +34,8 @@ def scores_of(rows: list[Row], settings: Settings) -> LayerScores:
     draws = {key: np.array([row.draws[key] for row in rows], float) for key in rows[0].draws}
     sweep = {key: np.array([row.sweep[key] for row in rows], float) for key in rows[0].sweep}
     if "cka_to_last" in settings.measures:
-        roles = [row.stored.layer.role for row in rows]
-        last = roles.index("head_input") if "head_input" in roles else len(rows) - 1
+        feeds = [row.stored.layer.feeds_head for row in rows]
+        last = feeds.index(True) if any(feeds) else len(rows) - 1
         table = cka_to(last, kept, settings)
         own, halves, smaller = np.split(table, [1, 1 + settings.subsamples], axis=1)
         values = [known | {"cka_to_last": x.item()} for known, x in zip(values, own, strict=True)]

@@ -24,8 +24,7 @@ from geomkd.measures.null import check_null
 from geomkd.measures.table import named
 from geomkd.network.forward import Forward, evaluating, on_device, unwrap
 from geomkd.network.layers import survey
-from geomkd.network.pooling import check_pool
-from geomkd.scoring.arguments import example_of, label_options, predicted
+from geomkd.scoring.arguments import example_of, label_options, predicted, sampling_of, warn_of_few
 from geomkd.scoring.feature_reader import Reader
 from geomkd.scoring.layer_measures import LayerMeasures, check_sweep
 from geomkd.scoring.layer_scores import LayerScores
@@ -44,9 +43,10 @@ def score_layers(
     samples: int = 5000,
     entropy_per_class: int | None = None,
     dataset_size: float | None = None,
-    pool: str = "flatten",
+    pool: str | None = None,
     center: bool = True,
     definition: str = "published",
+    protocol: str | None = None,
     labels: Any = None,
     subsamples: int = 50,
     sweep: Sequence[int] = (),
@@ -83,13 +83,18 @@ def score_layers(
         analysis); by default the sample itself serves.
     dataset_size : number, optional
         N in the published efficiency; the length of the data by default.
-    pool : {"flatten", "mean", "max", "cls", "published"}
-        What is done to maps and tokens first; see `geomkd.network.pooling.pooled`.
+    pool : {"flatten", "mean", "max", "cls", "published"}, optional
+        What is done to maps and tokens first; see `geomkd.network.pooling.pooled`. By default
+        "flatten".
     center : bool
         Whether pca_dimension, spectral_entropy, effective_rank and power_law_alpha are of the
         features about their mean; all others are as their own pages say.
     definition : {"published", "robust"}
         Definition of knowledge quality.
+    protocol : {"paper"}, optional
+        All of the published sampling: ``samples=5000``, ``entropy_per_class=500``,
+        ``pool="published"``, ``definition="published"``. Without it the default is none of the
+        entropy's own samples and no pooling, and Q is not the paper's.
     labels : Tensor or ndarray, shape (N,), or {"predicted", "none"}, optional
         Labels in place of the data's own, in its order; the model's own largest output for all of
         the data, read once more for it (classes of a single sample are left out); or none, for
@@ -133,9 +138,10 @@ def score_layers(
     Warns
     -----
     UserWarning
-        Feature rows of a layer that have no direction or equal another, once a layer with their
-        number. A data set's ``.targets`` or ``.labels`` that are not what its items give; those
-        count.
+        A class of fewer than 25 samples, where a measure needs classes (by default 1,000 classes
+        have five each). Feature rows of a layer that have no direction or equal another, once a
+        layer with their number. A data set's ``.targets`` or ``.labels`` that are not what its
+        items give; those count.
 
     Notes
     -----
@@ -162,22 +168,23 @@ def score_layers(
     >>> from torch import nn
     >>> from geomkd import score_layers
     >>> _ = torch.manual_seed(0)
-    >>> model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU())
-    >>> x, y = torch.randn(60, 8), torch.arange(60) % 3
+    >>> layers = [nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 3)]
+    >>> model = nn.Sequential(*layers)
+    >>> x, y = torch.randn(90, 8), torch.arange(90) % 3
     >>> scores = score_layers(model, (x, y), subsamples=0, progress=False)
     >>> list(scores.to_frame()["layer"])
-    ['1', '2.input', '3']
+    ['1', '3']
     """
     wanted = named(measures)
-    check_definition(definition), check_pool(pool), unwrap(model)
+    check_definition(definition), unwrap(model)
     seed = check_int(seed, "seed", least=0)
     subsamples = check_int(subsamples, "subsamples", least=0)
     null = check_null(null, stacklevel=3)
     if not isinstance(center, bool):
         raise TypeError(f"center must be True or False; got {center!r}")
-    swept = not isinstance(sweep, Sequence) or len(sweep) > 0
-    if entropy_per_class is not None and (null or swept):
-        raise ValueError("entropy_per_class= has samples of its own: without null= and sweep=")
+    entropy_per_class, pool = sampling_of(
+        protocol, entropy_per_class, pool, samples, definition, beside=(null, sweep)
+    )
     names = None if layers is None else check_names(layers, "layers")
     budget = parse_bytes(memory)
     keys = {"input_key": input_key, "label_key": label_key}
@@ -214,19 +221,20 @@ def score_layers(
                 sweep=tuple(smaller),
                 null=null,
                 seed=seed,
+                protocol=protocol,
             )
             found = survey(model, example_of(sample, place), names, forward=forward)
             chosen = sorted(found.layers, key=lambda layer: layer.order)
             stored = [Stored.of(layer, pool) for layer in chosen]
             more = scored.bytes(max(s.dim for s in stored), len(stored))
             options = {"halves": subsamples > 0, "draws": found.draws, "more": more}
-            plan = plan_of(stored, sample, budget, found.sample_bytes, **options)
-            share.take(plan, sample)
-            reader = Reader(model, sample, forward, pool, place)
-            _Job(reader, share, scored).run(progress)
+            share.take(plan_of(stored, sample, budget, found.sample_bytes, **options), sample)
+            _Job(Reader(model, sample, forward, pool, place), share, scored).run(progress)
 
     # Every pass reads the same items: where labels differ, no layer has been scored yet.
-    return scores_of(*together(lambda share: read_as_given(partial(act, share), stacklevel=5)))
+    found = together(lambda share: read_as_given(partial(act, share), stacklevel=5))
+    warn_of_few(found[1], samples, stacklevel=3)  # not before: labels may have been others
+    return scores_of(*found)
 
 
 @dataclass

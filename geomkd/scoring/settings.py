@@ -29,6 +29,7 @@ class Settings:
     null: int
     seed: int
     partial: bool = False
+    protocol: str | None = None  # "paper": all of the published sampling
 
     @classmethod
     def of(cls, known: Mapping[str, Any]) -> Settings:

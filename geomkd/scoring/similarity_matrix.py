@@ -116,11 +116,12 @@ def similarity_matrix(
     >>> from torch import nn
     >>> from geomkd.scoring.similarity_matrix import similarity_matrix
     >>> _ = torch.manual_seed(0)
-    >>> model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU())
+    >>> layers = [nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 3)]
+    >>> model = nn.Sequential(*layers)
     >>> x, y = torch.randn(60, 8), torch.arange(60) % 3
     >>> frame = similarity_matrix(model, None, (x, y), batch_size=30, progress=False)
     >>> frame.shape, frame.attrs["n"], bool(frame.loc["1", "1"].round(6) == 1)
-    ((3, 3), 60, True)
+    ((2, 2), 60, True)
     """
     check_choice(measure, "measure", MEASURES)
     check_pool(pool)

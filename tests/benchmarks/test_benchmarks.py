@@ -1,9 +1,15 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import scored
 
+<<<<<<< HEAD
 from benchmarks import distill_speed, parity, speed
+=======
+from benchmarks import distill_speed, distillation, parity, sample_size, speed
+>>>>>>> issue11
 from benchmarks.peers import compare
 from geomkd.measures import two_nn
 
@@ -44,6 +50,33 @@ def test_parity_quick(tmp_path, capsys):
     for row in result["rows"]:
         assert row["ours"] == pytest.approx(row["theirs"], rel=1e-6), row["measure"]
     assert "silhouette, n = 400, d = 20" in capsys.readouterr().out
+
+
+def test_sample_size_quick(tmp_path, monkeypatch, capsys):
+    size = {"noise": 3, "sizes": (10, 30), "repetitions": 1, "halves": 3}
+    monkeypatch.setattr(sample_size, "QUICK", size)
+    result = sample_size.main(["--quick", "--out", str(tmp_path / "sizes.json")])
+    assert json.loads((tmp_path / "sizes.json").read_text()) == json.loads(json.dumps(result))
+    assert [row["permutations"] for row in result["noise"]] == [19, 20, 39]
+    assert all(row["rule"] == row["p_value"] <= row["interpolated"] for row in result["noise"])
+    few = result["ranks"]["published"]["ranks_of_few"]["quality"]
+    assert few["repetitions"] == 1 and 0 <= few["layers_held"] <= 1
+    assert "| quality |" in capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings("ignore:the order of the layers has not settled")
+def test_what_sample_size_says_of_known_scores():
+    """By hand: four layers, of which the second and third change places with more samples."""
+    few = scored.swept([1.0, 3.0, 2.0, 9.0], [1.0, 2.0, 3.0, 9.0])
+    draws = {**few.draws, "quality": np.tile(few.frame["quality"].to_numpy()[:, None], 5)}
+    many = scored.made(quality=[1.0, 2.0, 3.0, 9.0])
+    found = sample_size.held(replace(few, draws=draws), many, "quality")
+    assert found == {
+        "by": "quality", "held": False, "layers_held": 0.5, "tau_of_sweep": 0.667,
+        "tau_to_many": 0.667,
+    }  # fmt: skip
+    assert sample_size.changes(few)["quality"]["block"] == 0.0
+    assert sample_size.steps(few)["quality"] == [1.0, 0.667]
 
 
 def test_peers_take_turns(tmp_path, monkeypatch):

@@ -19,6 +19,7 @@ from processes import ended, start
 from torchvision import datasets
 from torchvision import models as published
 
+import geomkd
 from benchmarks.paper import estimate as estimates
 from benchmarks.paper.__main__ import main
 from benchmarks.paper.augment import augment_crop_flip
@@ -33,7 +34,7 @@ from benchmarks.paper.recipes import (
     combination,
     layer_indices,
 )
-from benchmarks.paper.run import Teacher, accuracy_on, measured, train_student
+from benchmarks.paper.run import Teacher, accuracy_on, measured, paired_layers, train_student
 from geomkd import DistillationResult, candidate_layers
 from geomkd.distillation.running.fingerprints import weights_fingerprint
 
@@ -61,6 +62,25 @@ def test_last_grids():
             layers = candidate_layers(build(name, 10), torch.zeros(2, 3, 32, 32))
         maps = [found for found in layers if layer in found.name and found.kind == "map"]
         assert maps[-1].shape[1:] == (side, side)
+
+
+def test_details_of_the_released_networks():
+    x = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    resnet, mobilenet, vgg, vit = (
+        build(name, 5, 64).eval() for name in ("resnet9", "mobilenet_v2", "vgg11_bn", "vit_et")
+    )
+    stem = resnet.maxpool(resnet.relu(resnet.bn1(resnet.conv1(x))))
+    assert stem.shape[-1] == 32 and mobilenet.features[0](x).shape[-1] == 32
+    assert resnet.layer1(stem).equal(stem)  # its block begins as the shortcut
+    assert build("resnet9", 5).maxpool(stem).shape == stem.shape
+    maps = vgg.features(x)
+    assert maps.shape[-2:] == (2, 2)
+    assert torch.equal(vgg(x), vgg.classifier(maps.mean(dim=(2, 3))))
+    tokens = vit.encoder.layers.register_forward_hook(lambda m, i, out: seen.append(out))
+    seen = []
+    logits = vit(x)
+    tokens.remove()
+    torch.testing.assert_close(logits, vit.heads(vit.encoder.ln(seen[0]).mean(dim=1)))
 
 
 def test_weights_follow_the_seed_alone():
@@ -318,19 +338,37 @@ def test_evenly_spaced_layers_are_the_stages_ends():
 
 
 @pytest.mark.parametrize(
-    ("dataset", "teacher", "expected"),
+    ("dataset", "teacher", "layers", "expected"),
     [
-        ("cifar100", "vgg19_bn", [11, 12, 13, 15]),
-        ("tiny_imagenet", "vgg19_bn", [11, 12, 13, 16]),
-        ("tiny_imagenet", "resnet34", [12, 13, 14, 15]),
-        ("cifar100", "vit_b", [7, 10, 11, 12]),
-        ("npz:x.npz", "vit_b", [9, 10, 11, 12]),
+        ("cifar100", "vgg19_bn", "paper_q", [11, 12, 13, 15]),
+        ("tiny_imagenet", "vgg19_bn", "paper_q", [11, 12, 13, 16]),
+        ("tiny_imagenet", "resnet34", "paper_q", [12, 13, 14, 15]),
+        ("cifar10", "vgg19_bn", "paper_s", [15, 16, 17, 18]),
+        ("cifar100", "vgg19_bn", "paper_e", [7, 8, 9, 11]),
+        ("tiny_imagenet", "resnet34", "paper_ie", [12, 13, 14, 15]),
     ],
 )
-def test_layers_that_the_paper_picked(dataset, teacher, expected):
+def test_layers_that_the_paper_picked(dataset, teacher, layers, expected):
     student = dict(reversed(PAIRS))[teacher]
-    chosen = combination(dataset, teacher, student, "features", "paper_q", Recipe())
+    chosen = combination(dataset, teacher, student, "features", layers, Recipe())
     assert [t for t, _ in layer_indices(chosen)] == expected
+
+
+@pytest.mark.parametrize(
+    ("dataset", "layers", "blocks"),
+    [
+        ("cifar100", "paper_q", [6, 9, 10, 11]),
+        ("npz:x.npz", "paper_q", [8, 9, 10, 11]),
+        ("tiny_imagenet", "paper_i", [6, 7, 9, 10]),
+        ("cifar10", "paper_even", [1, 3, 7, 9]),
+    ],
+)
+def test_the_papers_numbers_of_a_transformer_begin_at_the_embedding(dataset, layers, blocks):
+    chosen = combination(dataset, "vit_b", "vit_et", "features", layers, Recipe())
+    layers = candidate_layers(build("vit_et", 10), torch.zeros(2, 3, 32, 32))
+    assert [t for t, _ in layer_indices(chosen)] == blocks
+    name = "encoder.layers.encoder_layer_{}".format
+    assert [layers[s].name for _, s in layer_indices(chosen)] == [name(i) for i in (0, 2, 4, 6)]
 
 
 def test_combinations_that_are_not_known():
@@ -362,9 +400,9 @@ def some(methods, **options):
 
 
 def test_size_of_the_grid():
-    """Three data sets x four pairs x (11 methods, ours on three choices); two cannot do tokens."""
+    """Three data sets x four pairs x (11 methods, ours on seven choices); two cannot do tokens."""
     grid = list(all_combinations(["cifar10", "cifar100", "tiny_imagenet"], Recipe()))
-    assert len(grid) == len(set(grid)) == 3 * 4 * (11 + 2)
+    assert len(grid) == len(set(grid)) == 3 * 4 * (11 + 6)
     assert sum(c.obstacle is not None for c in grid) == 3 * 2
     assert {c.teacher for c in grid if c.obstacle} == {"vit_b"}
 
@@ -414,7 +452,7 @@ def test_listing_and_table_start_nothing(tmp_path, capsys):
     assert main(["grid", "--list", *places]) == 0
     assert main(["grid", "--tabulate", "--datasets", "tiny_imagenet", *places]) == 0
     assert (
-        "156 combinations of 3 seeds: 0 done, 0 part, 150 open, 6 skipped"
+        "204 combinations of 3 seeds: 0 done, 0 part, 198 open, 6 skipped"
         in capsys.readouterr().out
     )
     assert not list(tmp_path.iterdir())
@@ -489,6 +527,21 @@ def test_a_student_that_diverges_is_written_down(tmp_path):
     assert not place.checkpoints(place.student(chosen, 0)).exists()
 
 
+def test_layers_of_highest_q_are_scored_as_the_papers_were(tmp_path, monkeypatch):
+    write_npz(tmp_path / "images.npz", n_train=16, n_test=8)
+    data, given = load(f"npz:{tmp_path / 'images.npz'}"), []
+
+    def spy(teacher, images, **options):
+        given.append(options)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(geomkd, "score_layers", spy)
+    chosen = combination("npz:images.npz", "resnet34", "resnet9", "features", "auto", Recipe())
+    with pytest.raises(KeyboardInterrupt):
+        paired_layers(chosen, build("resnet9", 4), data, place_in(tmp_path))
+    assert given[0]["protocol"] == "paper" and "samples" not in given[0]
+
+
 def test_students_start_from_their_seed(tmp_path):
     """The loss of the only step, on all images, against the plain network's."""
     write_npz(tmp_path / "images.npz", n_train=8, n_test=8)
@@ -558,9 +611,9 @@ def test_run_from_the_command_line(tmp_path, capsys):
 
 
 def check_teacher(about, weights, imagenet, folder):
-    """The weights are those told of; they move little where ImageNet's were, freely elsewhere."""
+    """The weights are those told of; they move little in body and new stem, freely behind."""
     model = build("resnet34", 2)
-    start = model.conv1.weight.clone()
+    start, start_of_head = model.conv1.weight.clone(), model.fc.weight.clone()
     model.load_state_dict(torch.load(weights, weights_only=True))
     assert weights_fingerprint(model) == about["fingerprint"]
     data = load(f"npz:{folder / 'images.npz'}", validation=True)
@@ -570,8 +623,9 @@ def check_teacher(about, weights, imagenet, folder):
     assert about["history"]["epoch"][-1] == 2
     moved = (model.layer4[0].conv2.weight - imagenet["layer4.0.conv2.weight"]).abs().max()
     fresh = (model.conv1.weight - start).abs().max()
-    assert 0 < moved < 4 * 0.01 * 0.0075 * 1.1  # four steps of AdamW, each of at most its rate
-    assert fresh > 4 * 0.01 * 0.0075 * 1.1
+    head = (model.fc.weight - start_of_head).abs().max()
+    most = 4 * 0.01 * 0.0075 * 1.1  # four steps of AdamW, each of at most its rate
+    assert 0 < moved < most and 0 < fresh < most < head
 
 
 def place_untrained_teacher(folder, out, recipe):

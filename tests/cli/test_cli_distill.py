@@ -82,6 +82,13 @@ def test_scores_are_not_made_twice(here, monkeypatch):
     assert summary_of(here / "run")["scores"] == scores.settings
 
 
+def test_layers_by_the_papers_sampling(here):
+    assert main([*COMMAND, "--k", "2", "--protocol", "paper", "--epochs", "1", "--out", "run"]) == 0
+    scores = summary_of(here / "run")["scores"]
+    assert (scores["protocol"], scores["entropy_per_class"]) == ("paper", 500)
+    assert 'protocol = "paper"' in (here / "run" / "config.toml").read_text()
+
+
 def test_config_toml_repeats_the_run(here, capsys):
     options = ["--layers", "last", "--k", "2", "--set", "normalize=channel", "distance=huber"]
     assert main([*COMMAND, *options, "--lr", "0.01", "--out", "one"]) == 0
@@ -132,6 +139,8 @@ def test_logits_and_cached_features(here):
         (["--k", "3"], "got 3 teacher layers for the 2 layers of the student"),
         (["--pairs", "block2"], "--pairs takes TEACHER_LAYER:STUDENT_LAYER; got 'block2'"),
         (["--layers", "last", "--pairs", "block2:block1"], "exclude each other"),
+        (["--protocol", "paper", "--samples", "40", "--k", "1"], "'paper' and samples=40 contrad"),
+        (["--protocol", "paper", "--layers", "even"], "which --layers auto alone does"),
         (["--epochs", "0"], "epochs must be at least 1; got 0"),
         (["--resume"], "--resume needs --out"),
         (["--config", "nowhere.toml"], "nowhere.toml"),

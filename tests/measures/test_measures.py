@@ -1,6 +1,8 @@
 """What every public measure does with unusual input, and in which precision."""
 
+import copy
 import math
+import pickle
 import warnings
 
 import numpy as np
@@ -256,6 +258,37 @@ def test_features_that_are_not_finite(name, value):
 def test_what_is_not_features(name, x, error, message):
     with pytest.raises(error, match=message):
         run(name, x, sample()[1], sample()[0])
+
+
+# ---- arrays of any kind, results that can be sent ------------------------------------------------
+
+
+@every
+def test_of_mapped_files_twice(name, tmp_path):
+    """Files that are mapped can only be read; no call of a measure changes the next."""
+    x, y = sample()
+    given = {"x": x, "y": y, "other": second(x)}
+    for key, tensor in given.items():
+        np.save(tmp_path / f"{key}.npy", tensor.numpy())
+    mapped = [np.load(tmp_path / f"{key}.npy", mmap_mode="r") for key in given]
+    expected = run(name, *given.values())
+    assert [run(name, *mapped), run(name, *mapped)] == [expected, expected]
+
+
+@pytest.mark.parametrize(
+    ("name", "options"), [*((name, {}) for name in ALL), ("knowledge_quality", {"null": 2})]
+)
+@pytest.mark.filterwarnings("ignore:null_95 is NaN")
+def test_results_pickle_and_copy(name, options):
+    x, y = sample()
+    given = (x,) if name in ALONE else (x, second(x) if name in OF_TWO else y)
+    found = getattr(measures, name)(*given, **options)
+    for again in (pickle.loads(pickle.dumps(found)), copy.copy(found), copy.deepcopy(found)):
+        assert type(again) is type(found) and repr(vars_of(again)) == repr(vars_of(found))
+
+
+def vars_of(result):
+    return vars(result) if isinstance(result, measures.KnowledgeQuality) else result
 
 
 # ---- what is left as it was ----------------------------------------------------------------------

@@ -182,9 +182,41 @@ def test_mlp_has_its_last_linear_as_head():
     assert roles_of(candidate_layers(model, torch.zeros(2, 4))) == [
         ("1", "activation"),
         ("3", "activation"),
-        ("4.input", "head_input"),
         ("5", "head"),
     ]
+    assert [layer.feeds_head for layer in candidate_layers(model, torch.zeros(2, 4))] == [0, 1, 0]
+
+
+@pytest.mark.parametrize(
+    ("behind", "inplace", "expected"),
+    [
+        ([nn.Dropout()], False, ["1", "3"]),  # hands on what it is given, in evaluation mode
+        ([nn.Dropout(), nn.Identity()], True, ["1", "3"]),
+        ([nn.LayerNorm(8)], False, ["1", "3", "5.input"]),
+        ([nn.Flatten(0, -1), nn.Unflatten(0, (2, 8))], False, ["1", "3", "6.input"]),
+    ],
+)
+def test_candidates_that_are_one_tensor_are_one(behind, inplace, expected):
+    layers = [nn.Linear(4, 8), nn.ReLU(inplace), nn.Linear(8, 8), nn.ReLU(inplace), *behind]
+    model, x = nn.Sequential(*layers, nn.Linear(8, 2)), torch.zeros(2, 4)
+    assert names_of(candidate_layers(model, x)) == expected
+    own = f"{len(layers)}.input"
+    assert names_of(describe_layers(model, ["3", own], x)) == ["3", own]  # both, where asked for
+
+
+def test_what_is_changed_in_place_is_another_layer():
+    """Blocks of which an activation outside them changes the very tensor that they gave."""
+
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(4, 4)
+
+        def forward(self, x):
+            return self.fc(x)
+
+    model = nn.Sequential(Block(), nn.ReLU(inplace=True), Block(), nn.ReLU(True), nn.Linear(4, 2))
+    assert names_of(candidate_layers(model, torch.zeros(2, 4))) == ["0", "1", "2", "3"]
 
 
 def test_blocks_that_return_tuples(images):
@@ -338,7 +370,7 @@ def test_forward_and_positional_arguments():
             return self.fc(self.act(x * scale))
 
     x, scale = torch.ones(2, 4), torch.tensor(2.0)
-    expected = ["act", "fc.input"]
+    expected = ["act"]
     assert names_of(candidate_layers(Two(), (x, scale))) == expected
     assert names_of(candidate_layers(Two(), {"x": x, "scale": scale})) == expected
     forward = lambda model, batch: model(batch, scale) + model(batch, scale)  # noqa: E731

@@ -22,7 +22,7 @@ COLLAPSE = ("nc1", "nc2_norms", "nc2_angles")
 SIZES, SEED, HALVES, SWEEP, NULL = [48, 42, 30], 3, 2, [36, 70], 19
 N = sum(SIZES)
 NAMED = torch.tensor([7, 2, 9])  # classes are found by their order, 2, 7, 9
-LAYERS = ["1", "3", "4.input"]
+LAYERS = ["1", "3"]
 
 
 def shuffled_labels(sizes=SIZES):
@@ -130,7 +130,7 @@ def features():
 
 
 def test_every_measure_of_the_sample(scores, features):
-    assert [x.shape[1] for x in features.values()] == [150, 10, 10]  # above n and below
+    assert [x.shape[1] for x in features.values()] == [150, 10]  # above n and below
     assert list(scores.frame["layer"]) == LAYERS and list(scores.draws) == columns_of(NAMES)
     assert_column(whole(scores), 0, features, Y, slice(None))
 
@@ -451,6 +451,27 @@ def told(call):
         result = call()
     assert {w.filename for w in caught} <= {__file__}
     return result, [str(w.message) for w in caught]
+
+
+@pytest.mark.parametrize(
+    ("kept", "samples", "words"),
+    [
+        (N, 60, "the smallest of 3 has 20; .*: samples=75 or more asks for enough; got 60$"),
+        (N - 6, 5000, "the smallest of 3 has 24; .*: the data have no more of it: add"),
+    ],
+)
+def test_a_class_of_few_samples_is_told_once(kept, samples, words):
+    rows = torch.argsort(Y, stable=True)[:kept]  # the last are of the smallest class, of 30
+    _, texts = told(lambda: score(network(), (X[rows], Y[rows]), samples=samples))
+    assert len(texts) == 1
+    assert re.match(f"a class has fewer than 25 samples: {words}", texts[0])
+
+
+@pytest.mark.parametrize(
+    "options", [{"samples": 75}, {"samples": 60, "measures": ("two_nn", no_of_rows)}]
+)
+def test_few_samples_are_not_told_where_they_do_not_matter(options):
+    assert told(lambda: score(network(), (X, Y), **options))[1] == []
 
 
 IDENTITY = nn.Sequential(nn.Identity(), nn.Linear(6, 3).double())

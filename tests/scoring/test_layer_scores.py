@@ -10,7 +10,7 @@ import pytest
 import torch
 from matplotlib.axes import Axes
 from oracle import TERMS
-from scored import QUALITY, SETTINGS, jumping, legend_of, made, measured
+from scored import QUALITY, SETTINGS, jumping, legend_of, made, measured, swept
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -77,6 +77,7 @@ def test_settings_say_how(scores):
         "null": 0,
         "seed": 0,
         "partial": False,
+        "protocol": None,
     }
     assert scores.settings == expected and list(scores.settings) == list(expected)
     assert json.loads(json.dumps(scores.settings)) == expected
@@ -147,6 +148,21 @@ def test_equal_scores_share_a_rank():
     table = made(quality=[2.0, 5.0, 5.0, 1.0]).rank()
     assert list(table["rank"]) == [1, 1, 3, 4]
     assert list(table["layer"]) == ["block", "fc.input", "stem", "fc.act"]
+
+
+OTHER = [1.0, 2.0, 3.0, 9.0]  # one of the six pairs of `QUALITY` is the other way round
+
+
+@pytest.mark.parametrize("by", ["quality", lambda frame: 2 * frame["quality"]])
+def test_an_order_that_has_not_settled_is_told(by):
+    """Tau of the step to the whole sample is (5 - 1) / 6; steps before it do not count."""
+    text = "not settled: from 30 to 60 samples Kendall's tau is 0.67, less than 0.9; rank sets"
+    scores = swept(QUALITY, OTHER)
+    with pytest.warns(UserWarning, match=text) as caught:
+        table = scores.rank(by=by)
+    assert [w.filename for w in caught] == [__file__] and table["rank"].tolist() == [1, 2, 3, 4]
+    scores.rank(by="mean_norm")  # not in the sweep
+    swept(OTHER, QUALITY).rank(by=by)
 
 
 def test_rank_without_half_samples():

@@ -47,7 +47,7 @@ class TwiceRelu(nn.Module):
 @pytest.mark.parametrize(
     ("make", "inputs", "expected"),
     [
-        (sequential, vectors(), ["1", "3", "5", "6.input"]),
+        (sequential, vectors(), ["1", "3", "5"]),
         (
             resnet18,
             images(),
@@ -355,11 +355,42 @@ def test_entropy_per_class(samples, most, memory, plans):
     assert scores.settings["entropy_per_class"] == most
 
 
+def test_the_papers_sampling_in_one_word():
+    """A large map is pooled, and the entropy has samples of its own."""
+    model, x, y = nn.Sequential(nn.Conv2d(3, 5, 1), nn.ReLU()), images(8, 256), Y[:8] % 2
+    own = {"entropy_per_class": 500, "pool": "published", "definition": "published"}
+    paper, spelt, plain = (
+        score(model, (x, y), layers=["1"], **options)
+        for options in ({"protocol": "paper"}, own, {})
+    )
+    assert_same(paper, spelt, rel=0)
+    assert paper.settings == spelt.settings | {"protocol": "paper"}
+    assert paper.settings["samples"] == 8 and paper.to_frame()["dim"][0] == 5 * 128 * 128
+    assert (plain.settings["protocol"], plain.to_frame()["dim"][0]) == (None, 5 * 256 * 256)
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"pool": "flatten"}, "protocol='paper' and pool='flatten' contradict each other"),
+        ({"entropy_per_class": 50}, "protocol='paper' and entropy_per_class=50 contradict"),
+        ({"samples": 400}, "protocol='paper' and samples=400 contradict each other: the protocol "),
+        ({"definition": "robust"}, "protocol='paper' and definition='robust' contradict each"),
+        ({"null": 19}, "protocol='paper' has samples of its own for the entropy: without null="),
+        ({"sweep": [16]}, "protocol='paper' has samples of its own for the entropy: without null="),
+        ({"protocol": "mine"}, "protocol must be one of (None, 'paper'); got 'mine'"),
+    ],
+)
+def test_what_contradicts_the_papers_sampling(options, text):
+    with pytest.raises(ValueError, match=re.escape(text)):
+        score(sequential(), (vectors(), Y), **{"protocol": "paper"} | options)
+
+
 def test_half_samples():
     model, x = sequential(), vectors()
     scores = score(model, (x, Y), subsamples=6)
     assert {name: drawn.shape for name, drawn in scores.draws.items()} == dict.fromkeys(
-        TERMS, (4, 6)
+        TERMS, (3, 6)
     )
     assert np.isfinite(scores.draws["quality"]).all()
     assert (scores.draws["quality"].std(axis=1) > 0).all()

@@ -148,21 +148,21 @@ def test_features_that_are_not_finite_name_the_layer(value, memory, plans):
 
 @pytest.mark.parametrize("subsamples", [0, 3])
 def test_zero_rows_warn_once_a_layer(subsamples):
-    x = vectors()
+    x = vectors(100)
     x[[40, 7, 12], 0] = 10
     model = nn.ModuleDict({"one": Spoiled(0.0, 16), "two": Spoiled(0.0, 12)})
     layers = [f"{part}.{name}" for part in ("one", "two") for name in ("act", "spoil")]
     with pytest.warns(UserWarning, match="feature rows are zero") as caught:
         scores = score_layers(
             model,
-            (x, Y),
+            (x, torch.arange(100) % CLASSES),
             layers=layers,
             subsamples=subsamples,
             progress=False,
             forward=lambda model, batch: [part(batch) for part in model.values()],
         )
     assert [str(warning.message) for warning in caught] == [
-        f"layer '{part}.spoil': 3 of 60 feature rows are zero: their cosines are taken as 0"
+        f"layer '{part}.spoil': 3 of 100 feature rows are zero: their cosines are taken as 0"
         for part in ("one", "two")
     ]
     assert caught[0].filename == __file__
@@ -171,11 +171,12 @@ def test_zero_rows_warn_once_a_layer(subsamples):
 
 def test_robust_definition_warns_of_rows_at_the_mean():
     text = (
-        "layer 'act': 60 of 60 feature rows equal the mean of all rows: "
+        "layer 'act': 100 of 100 feature rows equal the mean of all rows: "
         "their cosines are taken as 0"
     )
+    data = vectors(100), torch.arange(100) % CLASSES
     with pytest.warns(UserWarning) as caught:
-        rows = rows_of(score(Equal(), (vectors(), Y), layers=["act"], definition="robust"))
+        rows = rows_of(score(Equal(), data, layers=["act"], definition="robust"))
     assert [str(warning.message) for warning in caught] == [text]
     assert rows.loc["act", "quality"] == 0
 
