@@ -5,11 +5,7 @@ import numpy as np
 import pytest
 import scored
 
-<<<<<<< HEAD
-from benchmarks import distill_speed, parity, speed
-=======
-from benchmarks import distill_speed, distillation, parity, sample_size, speed
->>>>>>> issue11
+from benchmarks import distill_speed, parity, sample_size, speed
 from benchmarks.peers import compare
 from geomkd.measures import two_nn
 
