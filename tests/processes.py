@@ -15,7 +15,7 @@ LOADED += ["pandas", "matplotlib.pyplot", "scipy.stats", "sklearn.datasets"]
 CONTEXT.set_forkserver_preload(LOADED)
 
 
-def start(program, arguments, *, size=1, output=os.devnull, environment=()):
+def start(program, arguments, *, size=1, output=os.devnull, environment=(), folder=None):
     """Start ``python PROGRAM ARGUMENTS`` as torchrun starts ``size`` processes of it.
 
     ``program`` is a file, or the name of a module; each process leads a group of its own, and
@@ -31,7 +31,8 @@ def start(program, arguments, *, size=1, output=os.devnull, environment=()):
     for rank in range(size):
         own = {"RANK": str(rank), "LOCAL_RANK": str(rank)} if size > 1 else {}
         own = os.environ | several | own | dict(environment)
-        given = (str(program), [*map(str, arguments)], own, os.getcwd(), os.fspath(output))
+        place = os.fspath(folder or os.getcwd())
+        given = (str(program), [*map(str, arguments)], own, place, os.fspath(output))
         started.append(CONTEXT.Process(target=_run, args=given))
         started[-1].start()
     return started

@@ -1,12 +1,16 @@
 """Notebooks are committed with outputs; here they run at a small size, their code is compared."""
 
 import importlib.util
+import os
 import re
+import time
 from pathlib import Path
 
 import jupytext
 import nbformat
 import pytest
+from jupyter_client.provisioning import local_provisioner
+from processes import start
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
@@ -30,13 +34,38 @@ def test_there_are_notebooks():
     assert [path.stem for path in NOTEBOOKS] == list(SMALL)
 
 
+class ForkedKernel:
+    """A real kernel, forked where torch is loaded already; what Jupyter asks of a `Popen`."""
+
+    stdin = stdout = stderr = None
+
+    def __init__(self, command, *, env, cwd, **_):
+        module = command.index("-m") + 1
+        options = {"environment": env, "folder": cwd}
+        (self.process,) = start(command[module], command[module + 1 :], **options)
+        self.pid, self.kill, self.terminate = (
+            self.process.pid, self.process.kill, self.process.terminate
+        )  # fmt: skip
+        while self.poll() is None and os.getpgid(self.pid) != self.pid:
+            time.sleep(0.01)  # Jupyter may end the process with its group
+
+    def poll(self):
+        return self.process.exitcode
+
+    def wait(self):
+        self.process.join()
+        return self.process.exitcode
+
+
 @pytest.mark.slow
 @named
-def test_runs_from_top_to_bottom(path):
+def test_runs_from_top_to_bottom(path, monkeypatch):
+    monkeypatch.setattr(local_provisioner, "launch_kernel", ForkedKernel)
     spec = importlib.util.spec_from_file_location("execute", FOLDER / "execute.py")
     execute = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(execute)
-    outputs = outputs_of(execute.executed(path.with_suffix(".py"), SMALL[path.stem]))
+    parameters = f"%matplotlib inline\n{SMALL[path.stem]}"  # pyplot is loaded
+    outputs = outputs_of(execute.executed(path.with_suffix(".py"), parameters))
     assert not [out for out in outputs if out.get("name") == "stderr"]
     assert any("image/png" in out.get("data", {}) for out in outputs)
 

@@ -643,7 +643,7 @@ def place_untrained_teacher(folder, out, recipe):
 
 @pytest.mark.slow
 def test_a_killed_run_ends_as_an_uninterrupted_one(tmp_path):
-    more, recipe = ["--method", "ce", "--seeds", "1", "--epochs", "4"], Recipe(4, 8)
+    more, recipe = ["--method", "ce", "--seeds", "1", "--epochs", "2"], Recipe(2, 8)
     whole, killed = (arguments(tmp_path, *more, out=out) for out in ("whole", "killed"))
     for out in ("whole", "killed"):
         place_untrained_teacher(tmp_path, out, recipe)
@@ -653,7 +653,7 @@ def test_a_killed_run_ends_as_an_uninterrupted_one(tmp_path):
         time.sleep(0.01)
     run.kill()
     assert ended([run]) == [-signal.SIGKILL], (tmp_path / "said").read_text()
-    name = "npz-images/resnet34-mobilenet_v2-ce-epochs=4-batch_size=8-seed=0.json"
+    name = "npz-images/resnet34-mobilenet_v2-ce-epochs=2-batch_size=8-seed=0.json"
     assert not (tmp_path / "killed" / name).exists()
     assert main(killed) == 0
     results = [json.loads((tmp_path / out / name).read_text()) for out in ("whole", "killed")]
@@ -663,9 +663,9 @@ def test_a_killed_run_ends_as_an_uninterrupted_one(tmp_path):
 
 
 def test_a_teacher_of_other_weights_is_refused(tmp_path, capsys):
-    path = place_untrained_teacher(tmp_path, "out", Recipe(4, 8))
+    path = place_untrained_teacher(tmp_path, "out", Recipe(2, 8))
     path.write_text(path.read_text().replace('"fingerprint": "', '"fingerprint": "0'))
-    assert main(arguments(tmp_path, "--method", "ce", "--epochs", "4")) == 2
+    assert main(arguments(tmp_path, "--method", "ce", "--epochs", "2")) == 2
     assert f"{path} tells of a teacher with fingerprint 0" in capsys.readouterr().err
 
 

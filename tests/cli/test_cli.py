@@ -43,6 +43,7 @@ def test_score_writes_what_it_prints(images, tmp_path, capsys):
     assert summary["settings"] == known
 
 
+@pytest.mark.filterwarnings("ignore:the order of the layers has not settled")
 def test_score_by_other_measures_and_sizes(images, tmp_path, capsys):
     out = tmp_path / "found"
     command = ["score", "--model", "torchvision:resnet18", "--data", images, "--out", str(out)]

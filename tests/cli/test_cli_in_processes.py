@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -66,13 +64,14 @@ def test_two_processes_make_one_folder_and_tell_an_error_of_one_in_training_once
 
 @pytest.mark.slow
 def test_an_error_of_one_process_before_training_is_told_once_under_torchrun(here):
-    run = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "geomkd"]
     command = [*LAST, "--student", "tiny_nets:not_made_in_the_second", "--out", "two"]
-    done = subprocess.run([sys.executable, *run, *command], capture_output=True, text=True)
-    assert done.returncode != 0
-    (line,) = told(done.stderr)
+    several = ["--standalone", "--nproc-per-node", "2", "-m", "geomkd", *command]
+    (code,) = ended(start("torch.distributed.run", several, output="said"))
+    said = (here / "said").read_text()
+    assert code != 0
+    (line,) = told(said)
     assert "no network here" in line
-    assert "exitcode  : 2 " in done.stderr and "exitcode  : 1 " not in done.stderr
+    assert "exitcode  : 2 " in said and "exitcode  : 1 " not in said
     assert not (here / "two").exists()
 
 

@@ -70,7 +70,7 @@ def test_every_sort_of_state_dict(tmp_path, state, sort):
     ("name", "head"),
     [
         ("resnet18", "fc"),
-        ("vit_b_32", "heads.head"),
+        ("mobilenet_v3_small", "classifier.3"),
         ("densenet121", "classifier"),
         ("shufflenet_v2_x0_5", "fc"),
     ],

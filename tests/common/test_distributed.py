@@ -3,7 +3,6 @@
 import atexit
 import json
 import os
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -133,10 +132,11 @@ def assert_all_were_seen(folder):
 
 @pytest.mark.slow
 def test_processes_of_torchrun(tmp_path):
-    several = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(SIZE)]
-    command = [sys.executable, *several, __file__, str(tmp_path), "torchrun"]
-    done = subprocess.run(command, stderr=subprocess.PIPE, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
+    from processes import ended, start  # which this file does not see where it is run by itself
+
+    several = ["--standalone", "--nproc-per-node", SIZE, __file__, tmp_path, "torchrun"]
+    said = tmp_path / "said"
+    assert ended(start("torch.distributed.run", several, output=said)) == [0], said.read_text()
     assert_all_were_seen(tmp_path)
 
 

@@ -36,7 +36,7 @@ pytestmark = pytest.mark.slow
 
 
 def images():
-    return torch.randn(N, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    return torch.randn(N, 3, 16, 16, generator=torch.Generator().manual_seed(1))
 
 
 @functools.cache

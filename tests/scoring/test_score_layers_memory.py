@@ -1,12 +1,12 @@
 """score_layers within a bound of memory: groups, slices, and what they take."""
 
 import re
-import subprocess
 import sys
 
 import pytest
 import torch
 from oracle import DEFINITIONS
+from processes import ended, start
 from teachers import (
     CLASSES,
     WIDTHS,
@@ -160,8 +160,10 @@ print(len(scores.to_frame()), resident("VmHWM") - before)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_peak_of_memory_stays_under_the_budget():
-    run = subprocess.run([sys.executable, "-c", PEAK], capture_output=True, text=True, check=True)
-    layers, growth = map(int, run.stdout.split())
+def test_peak_of_memory_stays_under_the_budget(tmp_path):
+    program, said = tmp_path / "peak.py", tmp_path / "said"
+    program.write_text(PEAK)
+    assert ended(start(program, [], output=said)) == [0], said.read_text()
+    layers, growth = map(int, said.read_text().split())
     assert layers == 10
     assert 20e6 < growth <= 250e6
