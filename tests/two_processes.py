@@ -32,7 +32,7 @@ def networks(dtype):
 def run(case, folder):
     """One run of a case; the same call in one process and in several."""
     kind, _, detail = case.partition(":")
-    options = {"epochs": 3, "batch_size": 16, "progress": False, "pairs": [("1", "1"), ("4", "4")]}
+    options = {"epochs": 2, "batch_size": 16, "progress": False, "pairs": [("1", "1"), ("4", "4")]}
     dtype = torch.float64 if kind in ("float64", "objective") else torch.float32
     x, y = blobs(52)  # the last batch has four samples: two a process
     data = x.to(dtype), y

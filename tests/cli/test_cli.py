@@ -100,6 +100,7 @@ def short(monkeypatch):
     few = Split(*(part[:200] for part in quickstart.digits()))
     monkeypatch.setattr(quickstart, "digits", lambda seed: few)
     monkeypatch.setattr(quickstart, "TEACHER_EPOCHS", 1)
+    monkeypatch.setattr(quickstart, "PER_CLASS", 4)
     monkeypatch.setattr(quickstart, "TEACHER", {"widths": (4, 8, 8), "blocks": 3})
 
 
