@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -43,7 +44,9 @@ def scored(options: argparse.Namespace, say: Callable[[str], Any]) -> None:
     folder = new_folder(options.out, "geomkd-scores")
     scores.save(folder / "scores.npz")  # first: a layer without a score has no rank
     write_frame(folder / "layers.csv", scores.to_frame())
-    ranks = scores.rank(by=ranked)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        ranks = scores.rank(by=ranked)
     write_frame(folder / "ranks.csv", ranks)
     wrote = ["layers.csv", "ranks.csv", "layers.png", "scores.npz"]
     if options.sweep:
@@ -55,6 +58,8 @@ def scored(options: argparse.Namespace, say: Callable[[str], Any]) -> None:
     summary["settings"] = {k: v for k, v in scores.settings.items() if k != "subset_classes"}
     write_json(folder / "summary.json", summary | {"machine": machine()})
     say("\n" + ranked_table(scores, ranks))
+    for warning in told:  # where it is read, in the place of a line of code
+        say(f"note: {warning.message}")
     say(f"selected by {name}: {', '.join(selected)}")
     say(f"wrote {', '.join(wrote)} and summary.json to {folder}")
 

@@ -10,6 +10,7 @@ import torch
 from geomkd import LayerScores, quickstart
 from geomkd.cli.main import main
 from geomkd.datasets import Split
+from geomkd.scoring.ranking import SETTLED
 
 
 @pytest.fixture
@@ -49,9 +50,12 @@ def test_score_by_other_measures_and_sizes(images, tmp_path, capsys):
     command = ["score", "--model", "torchvision:resnet18", "--data", images, "--out", str(out)]
     command += ["--measures", "fisher_ratio", "isotropy", "--sweep", "10", "--subsamples", "2"]
     assert main([*command, "--by", "loes", "--quiet"]) == 0
-    assert "sweep.png" in capsys.readouterr().out and is_png(out / "sweep.png")
+    said = capsys.readouterr().out
+    assert "sweep.png" in said and is_png(out / "sweep.png")
     scores = LayerScores.load(out / "scores.npz")
     assert list(scores.draws) == ["fisher_ratio", "isotropy"]
+    unsettled = scores.settling(by="fisher_ratio")["tau"].iloc[-1] < SETTLED
+    assert ("note: the order of the layers has not settled" in said) == unsettled
     selected = json.loads((out / "summary.json").read_text())["selected"]
     assert selected == scores.select(4, by="loes")
     assert main([*command, "--by", "quality", "--quiet"]) == 2
