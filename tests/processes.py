@@ -52,6 +52,8 @@ def ended(processes, timeout=120):
 
 def _run(program, arguments, environment, folder, output):
     os.setsid()
+    # Its own processes (of a loader) start as by `python PROGRAM`, not by another fork server.
+    multiprocessing.set_start_method(None, force=True)
     file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(file, 1), os.dup2(file, 2)
     os.environ.clear()

@@ -11,7 +11,6 @@ import pytest
 import torch
 from PIL import Image
 from sklearn.datasets import load_digits
-from torch.utils.data import DataLoader
 
 from geomkd.datasets import digits, load_folder, load_idx, open_dataset
 
@@ -401,12 +400,14 @@ def test_a_damaged_file_is_named(tmp_path, name):
                 load_folder(tmp_path)
 
 
-def test_a_damaged_file_is_named_by_a_worker(tmp_path):
+def test_the_error_of_a_damaged_file_can_leave_a_worker(tmp_path):
     file = write_image(tmp_path / "cat" / "a.png", random_images(40, 40, 3))
     data = load_folder(tmp_path)
     file.write_bytes(b"nothing")
-    with pytest.raises(ValueError, match=re.escape(f"{file} cannot be read as an image: ")):
-        list(DataLoader(data, num_workers=1))
+    with pytest.raises(ValueError) as told:
+        data[0]
+    error = pickle.loads(pickle.dumps(told.value))  # a DataLoader makes it anew, from its text
+    assert str(error) == str(told.value) == str(type(error)(str(error)))
 
 
 def test_hidden_files_and_folders_are_no_class_and_no_image(tmp_path):
