@@ -20,7 +20,7 @@ def seed_of(*numbers: int) -> int:
     >>> seed_of(0, 1) == seed_of(1, 0)
     False
     """
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]) >> 1
 
 
 def generator_options(seed: int) -> dict[str, Any]:
