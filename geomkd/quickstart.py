@@ -1,9 +1,10 @@
-"""The main job on bundled data: teacher, ranked layers, students, in about a minute.
+"""The main job on bundled data: teacher, ranked layers, students, in a minute and a half.
 
 Real handwritten digits under noise. A small residual teacher learns from 1,000 of them, its
 students from 10 a class, so that there is something to teach. Noise and number were set by
 the teacher and a student of cross entropy alone (about 93 and 64 %), before any other student was
-trained; what comes out is written down as it is, whichever way wins.
+trained; what comes out is written down as it is, whichever way wins. It is of this budget alone:
+after 12 epochs in place of 20, students of features are behind cross entropy.
 """
 
 from __future__ import annotations
