@@ -17,7 +17,6 @@ from geomkd import pair_layers, score_layers
 from geomkd.measures.table import NAMES
 
 QUALITY = ("separation", "information", "efficiency", "quality")
-PAPER = {"samples": 5000, "entropy_per_class": 500, "pool": "published"}
 # held-out: test images that measure no accuracy; training: as many of the teacher's own; paper:
 # Q alone, of training images as the paper samples them; untrained: random weights of another seed;
 # permuted: labels of held-out images in random order.
@@ -31,15 +30,16 @@ def score(
     started = time.perf_counter()
     x, y = material.x_score, material.y_score
     options = {"subsamples": 0, "dataset_size": len(material.x_train), "progress": False}
-    if images in ("training", "paper"):
+    if images == "training":
         options["samples"] = len(x)
+    if images in ("training", "paper"):
         x, y = material.x_train, material.y_train
     if images == "untrained":
         model = teacher.build(material, seed=1).eval()
     if images == "permuted":
         y = y[torch.randperm(len(y), generator=torch.Generator().manual_seed(0))]
     if images == "paper":
-        options |= PAPER | {"samples": min(PAPER["samples"], len(x))}
+        options["protocol"] = "paper"
         columns = _numbers(score_layers(model, (x, y), list(names), **options).to_frame())
         columns = {name: columns[name] for name in ("role", *QUALITY)}
     else:

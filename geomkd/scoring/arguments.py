@@ -22,8 +22,8 @@ from geomkd.scoring.plan import BATCH
 from geomkd.scoring.settings import Settings
 
 EXAMPLES = 2  # samples of the batch that tells the layers
-# Sampling behind the figures of arXiv 2511.14981: S, E and r of 5,000 samples, H of more.
 FEW = 25  # samples of a class, below which scores say more of their number than of the layer
+# Sampling behind the figures of arXiv 2511.14981: S, E and r of 5,000 samples, H of more.
 PAPER = {"entropy_per_class": 500, "pool": "published", "samples": 5000, "definition": "published"}
 
 
