@@ -2,5 +2,22 @@
 
 import os
 
+import pytest
+
 for library in ("OMP", "MKL", "OPENBLAS"):  # read as they are loaded; processes of tests inherit it
     os.environ[f"{library}_NUM_THREADS"] = "1"
+
+
+@pytest.fixture
+def elsewhere():
+    """A device that no tensor is on by default, and that need not exist."""
+    import torch
+    from torch._subclasses import FakeTensorMode
+
+    with FakeTensorMode(allow_non_fake_inputs=False):
+        device = torch.device("cuda", 0)
+        try:
+            _ = ~torch.empty(1, device=device).isfinite()
+        except RuntimeError:
+            pytest.skip(f"torch {torch.__version__} takes fake tensors to the driver")
+        yield device

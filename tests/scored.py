@@ -1,4 +1,4 @@
-"""Scores made by hand, and what a legend says."""
+"""Scores made by hand, and what a picture of them says."""
 
 from dataclasses import replace
 
@@ -85,3 +85,9 @@ def jumping(flips=6, total=50):
 
 def legend_of(ax):
     return [text.get_text() for text in ax.get_legend().get_texts()]
+
+
+def middle(patch):
+    """Where a patch's middle is, along x: matplotlib's `axvspan` gives a rectangle or a polygon."""
+    box = patch.get_path().transformed(patch.get_patch_transform()).get_extents()
+    return box.x0 + box.width / 2

@@ -10,7 +10,6 @@ import torch
 from oracle import DEFINITIONS, clusters, values_of
 from small import CPU
 from torch import nn
-from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -46,13 +45,6 @@ from geomkd.scoring.plan import Stored
 SIZES = [700, 300, 2]  # three blocks
 both = pytest.mark.parametrize("definition", DEFINITIONS)
 dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16], ids=str)
-
-
-@pytest.fixture
-def elsewhere():
-    """A device that no tensor is on by default."""
-    with FakeTensorMode(allow_non_fake_inputs=False):
-        yield torch.device("cuda", 0)
 
 
 def fake_gram(device, dtype=torch.float32):

@@ -6,6 +6,7 @@ import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
+from scored import middle
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -45,7 +46,7 @@ def test_layers_lines_bands_and_marks():
     assert len({line.get_marker() for line in ax.get_lines()}) == 4
     (band,) = ax.collections
     assert band.get_datalim(ax.transData).intervaly.tolist() == [3.5, 6.5]
-    assert [p.get_x() + p.get_width() / 2 for p in ax.patches] == pytest.approx([1, 2])
+    assert [middle(p) for p in ax.patches] == pytest.approx([1, 2])
     assert ax.get_ylim()[0] == 0.0
     ax.figure.canvas.draw()
 

@@ -59,11 +59,10 @@ def test_each_process_takes_an_accelerator_of_its_own(monkeypatch):
 # ---- several processes ---------------------------------------------------------------------------
 
 
-def gloo_threads(*, after=0.0):
-    """Threads of this process that do gloo's collectives, as the kernel lists them."""
+def threads(*, after=0.0):
+    """The threads of this process, as the kernel lists them; none where it lists none."""
     time.sleep(after)  # a thread that was joined may be listed for a moment
-    names = [path.read_text() for path in Path("/proc/self/task").glob("*/comm")]
-    return sum(name.startswith("pt_gloo") for name in names)
+    return {path.name for path in Path("/proc/self/task").glob("*")}
 
 
 def what_fails(act):
@@ -75,12 +74,18 @@ def what_fails(act):
 
 def process(folder, how):
     """Write what this process sees of the others."""
+    before = threads()
     if how == "group":
         store = dist.FileStore(str(folder / "store"), SIZE)
         dist.init_process_group("gloo", store=store, rank=int(os.environ["NUMBER"]), world_size=2)
+
+    def own_threads(**how_long):
+        """How many are gloo's: those that were not there before the group."""
+        return len(threads(**how_long) - before)
+
     # What is registered first is called last: after the group was left, if it was.
     ended = folder / f"ended.{os.environ.get('RANK') or os.environ['NUMBER']}"
-    atexit.register(lambda: ended.write_text(f"{dist.is_initialized()} {gloo_threads(after=0.2)}"))
+    atexit.register(lambda: ended.write_text(f"{dist.is_initialized()} {own_threads(after=0.2)}"))
     here = world()
     tensor = torch.tensor([1.0, 10.0]) * (here.rank + 1)
 
@@ -100,7 +105,7 @@ def process(folder, how):
         "summed": summed(tensor).tolist(),
         "own": tensor.tolist(),
         "again": [*world()],
-        "threads": gloo_threads(),
+        "threads": own_threads(),
     }
     if how == "torchrun":  # wrapped as `distill` wraps the student, and still there at the end
         model = nn.parallel.DistributedDataParallel(nn.Linear(2, 1))

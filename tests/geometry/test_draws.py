@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 from oracle import DEFINITIONS, clusters, values_of
-from torch._subclasses import FakeTensorMode
 
 from geomkd import knowledge_quality
 from geomkd.geometry.draws import MOST, Draws, balanced, held_out, nested, parts_of
@@ -130,11 +129,10 @@ def test_class_numbers_do_not_enter():
     assert torch.equal(held_out(index, 5, 0.3, 0)[1], held_out(renamed, 5, 0.3, 0)[1])
 
 
-def test_a_split_on_a_device_that_does_not_exist():
-    with FakeTensorMode(allow_non_fake_inputs=False):
-        index = torch.zeros(20, dtype=torch.int64, device="cuda:0")
-        train, test = held_out(index, 3, 0.3, seed=0)
-    assert train.device == test.device == torch.device("cuda", 0)
+def test_a_split_on_a_device_that_does_not_exist(elsewhere):
+    index = torch.zeros(20, dtype=torch.int64, device=elsewhere)
+    train, test = held_out(index, 3, 0.3, seed=0)
+    assert train.device == test.device == elsewhere
     assert train.shape == test.shape == (20,)
     assert train.dtype == test.dtype == torch.bool
 
@@ -212,12 +210,10 @@ def test_most():
     assert MOST == 1000  # what the documentation says
 
 
-def test_smaller_samples_on_a_device_that_does_not_exist():
-    with FakeTensorMode(allow_non_fake_inputs=False):
-        own = torch.device("cuda", 0)
-        orders = nested(torch.zeros(100, dtype=torch.int64, device=own), SIZES, 0)
-        assert {order.device for order in orders} == {own}
-        assert balanced(orders, 30).device == own
+def test_smaller_samples_on_a_device_that_does_not_exist(elsewhere):
+    orders = nested(torch.zeros(100, dtype=torch.int64, device=elsewhere), SIZES, 0)
+    assert {order.device for order in orders} == {elsewhere}
+    assert balanced(orders, 30).device == elsewhere
 
 
 # ---- a draw's statistics are those of knowledge_quality on the subset ----------------------------

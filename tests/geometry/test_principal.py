@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from torch._subclasses import FakeTensorMode
 
 from geomkd.geometry.columns import column_slices
 from geomkd.geometry.precision import COLUMNS, scale_of
@@ -147,18 +146,16 @@ def test_features_must_be_finite():
         principal(torch.tensor([[0.0], [1], [torch.nan], [3]]))
 
 
-def test_on_a_device_that_does_not_exist():
+def test_on_a_device_that_does_not_exist(elsewhere):
     """Up to the choice of eigenvalues, whose number is data."""
-    with FakeTensorMode(allow_non_fake_inputs=False):
-        own = torch.device("cuda", 0)
-        x = torch.empty(20, 2000, device=own)
-        values = torch.empty(20, device=own, dtype=torch.float64)
-        scale = scale_of(x, torch.float64, beyond=400)
-        exact, means_sq = _exact(x, scale, True)
-        assert exact.device == means_sq.device == _positive(values, means_sq, 20).device == own
-        subset = SubsetGram(torch.zeros(30, dtype=torch.int64, device=own))
-        subset.add(torch.empty(100, 17, device=own))
-        assert subset.gram.device == subset._to_mean.device == subset._mean_sq.device == own
+    x = torch.empty(20, 2000, device=elsewhere)
+    values = torch.empty(20, device=elsewhere, dtype=torch.float64)
+    scale = scale_of(x, torch.float64, beyond=400)
+    exact, means_sq = _exact(x, scale, True)
+    assert exact.device == means_sq.device == _positive(values, means_sq, 20).device == elsewhere
+    subset = SubsetGram(torch.zeros(30, dtype=torch.int64, device=elsewhere))
+    subset.add(torch.empty(100, 17, device=elsewhere))
+    assert subset.gram.device == subset._to_mean.device == subset._mean_sq.device == elsewhere
 
 
 # ---- the subset whose Gram matrix is kept --------------------------------------------------------

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
-from torch._subclasses import FakeTensorMode
 
 from geomkd.geometry.principal import Principal, principal
 from geomkd.measures import spectrum
@@ -432,20 +431,17 @@ def test_bad_options():
 
 
 @pytest.mark.parametrize("rank", [0, 1, 25])
-def test_cores_stay_on_the_device(rank):
-    with FakeTensorMode(allow_non_fake_inputs=False):
-        kind = {"dtype": torch.float64, "device": torch.device("cuda", 0)}
-        found = Principal(torch.empty(30, rank, **kind), torch.empty(rank, **kind), 64)
-        s = found.sq_singular
-        results = [
-            spectrum.pca_dimension_from(s, found.n, found.dim, 0.9),
-            spectrum.participation_ratio_from(s),
-            spectrum.debiased_participation_ratio_from(found),
-            *(spectrum.spectral_entropy_from(s, on) for on in spectrum.SPECTRA),
-            *(spectrum.effective_rank_from(s, on) for on in spectrum.SPECTRA),
-            spectrum.power_law_alpha_from(s, spectrum.FIT),
-            spectrum.isotropy_from(s, found.n, found.dim),
-        ]
-        assert {(r.device, r.dtype, r.shape) for r in results} == {
-            (kind["device"], torch.float64, ())
-        }
+def test_cores_stay_on_the_device(rank, elsewhere):
+    kind = {"dtype": torch.float64, "device": elsewhere}
+    found = Principal(torch.empty(30, rank, **kind), torch.empty(rank, **kind), 64)
+    s = found.sq_singular
+    results = [
+        spectrum.pca_dimension_from(s, found.n, found.dim, 0.9),
+        spectrum.participation_ratio_from(s),
+        spectrum.debiased_participation_ratio_from(found),
+        *(spectrum.spectral_entropy_from(s, on) for on in spectrum.SPECTRA),
+        *(spectrum.effective_rank_from(s, on) for on in spectrum.SPECTRA),
+        spectrum.power_law_alpha_from(s, spectrum.FIT),
+        spectrum.isotropy_from(s, found.n, found.dim),
+    ]
+    assert {(r.device, r.dtype, r.shape) for r in results} == {(kind["device"], torch.float64, ())}

@@ -10,7 +10,7 @@ import pytest
 import torch
 from matplotlib.axes import Axes
 from oracle import TERMS
-from scored import QUALITY, SETTINGS, jumping, legend_of, made, measured, swept
+from scored import QUALITY, SETTINGS, jumping, legend_of, made, measured, middle, swept
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -241,11 +241,11 @@ def test_plot_into_given_axes_marks_the_selected():
     _, (left, right) = plt.subplots(1, 2)
     scores = made(jumping())
     assert scores.plot(right, k=2) is right and not left.has_data()
-    marked = [patch.get_x() + patch.get_width() / 2 for patch in right.patches]
+    marked = [middle(patch) for patch in right.patches]
     assert marked == pytest.approx([1, 2])
     assert len(plt.get_fignums()) == 1
     ax = scores.plot(left, k=1, by="separation", level=0.5)
-    assert [patch.get_x() + patch.get_width() / 2 for patch in ax.patches] == pytest.approx([0])
+    assert [middle(patch) for patch in ax.patches] == pytest.approx([0])
     assert ax.get_legend().get_title().get_text().startswith("bands: 50 %")
 
 

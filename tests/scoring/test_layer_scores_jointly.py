@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 import torch
 from scipy.stats import kendalltau
-from scored import legend_of, made
+from scored import legend_of, made, middle
 from small import mlp
 
 matplotlib.use("Agg")
@@ -207,7 +207,7 @@ def test_curves_are_on_their_own_ranges(scores):
         assert f"{name} ({low:.3g} to {high:.3g})" in legend_of(ax)
     assert len(ax.collections) == 3  # a band each
     names = scores.frame["layer"].tolist()
-    marked = [names[round(p.get_x() + p.get_width() / 2)] for p in ax.patches]
+    marked = [names[round(middle(p))] for p in ax.patches]
     assert marked == scores.select(2, by="gbc")
 
 
