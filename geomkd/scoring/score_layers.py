@@ -39,6 +39,7 @@ def score_layers(
     data: Any,
     layers: Sequence[str] | None = None,
     *,
+    granularity: str = "blocks",
     measures: Sequence[str | Callable[[Tensor, Tensor], Any]] = ("knowledge_quality",),
     samples: int = 5000,
     entropy_per_class: int | None = None,
@@ -71,7 +72,10 @@ def score_layers(
         samples it is taken for endless, an error. Of a DataLoader what its sampler gives counts,
         if that is each sample, or each of a subset, once; other samplers are refused.
     layers : sequence of str, optional
-        Names of modules; by default what `candidate_layers` lists.
+        Names of modules, or patterns such as ``"encoder.layer.*"``, matched part by part; by
+        default what `candidate_layers` lists.
+    granularity : {"blocks", "stages"}
+        Of the layers by default, as in `candidate_layers`.
     measures : sequence of str and callable
         "knowledge_quality", other names or functions of `geomkd.measures`; "cka_to_last", `cka`
         with the head's input or else the last layer; and functions of ((n, d) features, (n,)
@@ -223,7 +227,9 @@ def score_layers(
                 seed=seed,
                 protocol=protocol,
             )
-            found = survey(model, example_of(sample, place), names, forward=forward)
+            found = survey(
+                model, example_of(sample, place), names, granularity=granularity, forward=forward
+            )
             chosen = sorted(found.layers, key=lambda layer: layer.order)
             stored = [Stored.of(layer, pool) for layer in chosen]
             more = scored.bytes(max(s.dim for s in stored), len(stored))
