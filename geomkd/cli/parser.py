@@ -109,7 +109,7 @@ def _score(commands: argparse._SubParsersAction) -> None:
     _add_images(score)
     add("--layers", "names of modules (default: blocks, activations, head input)", nargs="+")
     add("--definition", "published or robust")
-    add("--pool", "flatten (default), mean, max, cls or published")
+    add("--pool", "flatten (default), mean, max, cls, last or published")
     add("--measures", f"of {', '.join(NAMES)}", nargs="+")
     add("--subsamples", "half-samples behind the ranks")
     add("--sweep", "smaller sample sizes to score beside", type=int, nargs="+")

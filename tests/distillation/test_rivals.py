@@ -329,7 +329,9 @@ def test_objectives_of_maps_refuse_tokens(objective, side):
 @pytest.mark.parametrize("objective", [FitNet(), Relational(), FeatureKD(), SemCKD()])
 def test_features_without_channels_are_refused(objective):
     pair = layer("other", 2, 3, 4, 4, name="video"), maps(4, 3)
-    with pytest.raises(ValueError, match=r"layer 'video' must give maps, tokens or vectors; got"):
+    with pytest.raises(
+        ValueError, match=r"layer 'video' must give maps, tokens, sequences or vectors; got"
+    ):
         objective.make_projectors(meeting_of([pair]))
 
 
