@@ -8,6 +8,7 @@ import torch
 from formulas import (
     PAIRS,
     attention,
+    distances,
     huber,
     kd,
     layer,
@@ -16,6 +17,7 @@ from formulas import (
     mse,
     on_one_grid,
     projected,
+    triples,
     unit_rows,
     weights_of,
     worked,
@@ -166,18 +168,6 @@ def test_similarity_worked_by_hand():
 
 
 # ---- relational ----
-
-
-def distances(x):
-    d = np.sqrt(((x[:, None] - x[None]) ** 2).sum(axis=2))
-    return d / d[d > 0].mean()
-
-
-def triples(x):
-    n = range(len(x))
-    edges = [[x[j] - x[i] for j in n] for i in n]
-    edges = [[e / max(np.sqrt(e @ e), 1e-12) for e in row] for row in edges]
-    return np.array([[[edges[i][j] @ edges[i][k] for k in n] for j in n] for i in n])
 
 
 @pytest.mark.parametrize(
