@@ -127,7 +127,7 @@ def distill(
         ``resume=False`` it refuses a folder that has checkpoints.
     cache_dir : path, optional
         Folder where the teacher's answers are kept for all samples and read from in training; only
-        without augmentation. ``cache_dtype="float16"`` halves the files.
+        without augmentation, and of texts of one width. ``cache_dtype="float16"`` halves the files.
     log_dir : path, optional
         Folder for TensorBoard's scalars (needs the extra ``geomkd[tensorboard]``).
     forward : callable, optional

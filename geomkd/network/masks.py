@@ -23,12 +23,13 @@ PREFIX_TOKENS = (0, 1, 2, 5)  # none, a class token, with a distillation token, 
 def token_mask(inputs: Any) -> Tensor | None:
     """Tell which positions of a batch hold tokens, (B, T), by the mask in a mapping; else None.
 
-    ``attention_mask`` is 0 at padding, as Hugging Face's models take it in any type, and
-    ``src_key_padding_mask`` at tokens, as torch's take it.
+    ``attention_mask`` is 0 at padding, as Hugging Face's models take it in any type (or at tokens,
+    if it is below 0 elsewhere), and ``src_key_padding_mask`` at tokens, as torch's take it.
     """
     for key, of_tokens in MASKS.items():
         mask = inputs.get(key) if isinstance(inputs, Mapping) else None
         if isinstance(mask, Tensor) and mask.ndim == 2:
+            of_tokens &= not (mask.is_floating_point() and bool((mask < 0).any()))
             return mask != 0 if of_tokens else mask == 0
     return None
 

@@ -23,6 +23,8 @@ def test_masks_of_any_type(dtype):
 @pytest.mark.parametrize("mask", [~REAL, torch.zeros(2, 3).masked_fill(~REAL, -torch.inf)])
 def test_masks_as_torch_takes_them(mask):
     assert torch.equal(token_mask({"src": REAL, "src_key_padding_mask": mask}), REAL)
+    added = torch.zeros(2, 3).masked_fill(~REAL, -1e9)  # to attention scores
+    assert torch.equal(token_mask({"attention_mask": added}), REAL)
 
 
 @pytest.mark.parametrize(
