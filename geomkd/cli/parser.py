@@ -110,7 +110,7 @@ def _score(commands: argparse._SubParsersAction) -> None:
     add("--layers", "names or patterns (default: blocks, activations, head input)", nargs="+")
     add("--granularity", "of the default layers", choices=["blocks", "stages"])
     add("--definition", "published or robust")
-    add("--pool", "flatten (default), mean, max, cls or published")
+    add("--pool", "flatten (default), mean, max, cls, last or published")
     add("--measures", f"of {', '.join(NAMES)}", nargs="+")
     add("--subsamples", "half-samples behind the ranks")
     add("--sweep", "smaller sample sizes to score beside", type=int, nargs="+")

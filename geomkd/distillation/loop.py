@@ -26,6 +26,7 @@ from geomkd.distillation.running.student_step import gradients_averaged, student
 from geomkd.distillation.running.teacher import teacher_of
 from geomkd.distillation.running.tracking import Means, Scalars
 from geomkd.network.forward import Forward, call, evaluating, first_tensor
+from geomkd.network.masks import token_mask
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -82,7 +83,7 @@ def distill(
         probabilities (>= 0, of sum 1), which the cross entropy takes as they are. Of a DataLoader
         the data set, ``collate_fn``, ``num_workers`` and ``worker_init_fn`` are used, and the
         samples of its sampler (each, or each of a subset, once); batches and their order are made
-        here.
+        here. Tokens that an ``attention_mask`` among the inputs marks as padding count in no loss.
     pairs : list of (str, str), optional
         Teacher layer and student layer, such as :func:`geomkd.pair_layers` gives; required by
         objectives that use features, ignored by the others.
@@ -126,7 +127,7 @@ def distill(
         ``resume=False`` it refuses a folder that has checkpoints.
     cache_dir : path, optional
         Folder where the teacher's answers are kept for all samples and read from in training; only
-        without augmentation. ``cache_dtype="float16"`` halves the files.
+        without augmentation, and of texts of one width. ``cache_dtype="float16"`` halves the files.
     log_dir : path, optional
         Folder for TensorBoard's scalars (needs the extra ``geomkd[tensorboard]``).
     forward : callable, optional
@@ -157,7 +158,8 @@ def distill(
     Warns
     -----
     UserWarning
-        A damaged checkpoint (the one before is used), or one that could not be written.
+        A damaged checkpoint (the one before is used), or one that could not be written; padding
+        that no mask tells from tokens.
 
     Notes
     -----
@@ -336,7 +338,7 @@ def train_step(run: Run, parts: list[Batch]) -> list[tuple[int, dict[str, Tensor
         teacher_features, teacher_logits = run.ask_teacher(inputs, batch.index)
         with gradients_averaged(run.model, now=batch is parts[-1]):
             loss, losses, logits = run.model(
-                inputs, batch.labels, teacher_features, teacher_logits
+                inputs, batch.labels, teacher_features, teacher_logits, token_mask(inputs)
             )  # behind the cut, if there is one, the logits have no way back to the backbone
             run.scaler.scale(loss * batch.share).backward()
         hits = right(logits, batch.labels).to(loss.dtype).mean()

@@ -12,8 +12,8 @@ from torch import nn
 
 from geomkd.network.calls import Event
 from geomkd.network.dataflow import Dataflow
+from geomkd.network.kinds import CONVOLUTION
 
-CONVOLUTION = nn.modules.conv._ConvNd
 NORM = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
 NO_ACTIVATION = (nn.MultiheadAttention, nn.Softmax, nn.Softmax2d, nn.Softmin, nn.LogSoftmax)
 ACTIVATION_NAME = re.compile("elu|glu|silu|swish|mish|tanh|sigmoid|softplus", re.IGNORECASE)

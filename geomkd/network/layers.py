@@ -1,20 +1,22 @@
 """Which layers a model offers: its blocks, its activations, its head."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from geomkd.common.checks import check_choice, check_names
-from geomkd.network.blocks import CONVOLUTION, roles_of
+from geomkd.network.blocks import roles_of
 from geomkd.network.calls import Event, event_at, events_of
 from geomkd.network.dataflow import Dataflow
 from geomkd.network.forward import Forward, modules_by_name, unwrap
 from geomkd.network.hooks import target_of
+from geomkd.network.kinds import kind_and_place
 
 
 @dataclass(frozen=True)
@@ -27,13 +29,17 @@ class Layer:
         Path of the module; ``"fc.input"`` is the input of module ``fc``, ``"relu#2"`` what
         ``relu`` returns when it is called the second time in one forward pass.
     kind : str
-        ``"map"`` (B, C, H, W), ``"map_last"`` (B, H, W, C), ``"tokens"`` (B, T, C), ``"vector"``
-        (B, C) or ``"other"``. A one-dimensional convolution's output (B, C, L) is called tokens.
+        ``"map"`` (B, C, H, W), ``"map_last"`` (B, H, W, C), ``"tokens"`` (B, T, C), ``"sequence"``
+        (B, C, L), ``"vector"`` (B, C) or ``"other"``. Sequences are what the last convolution,
+        normalisation, Linear, Embedding or recurrent module before, of as many channels, has so.
     shape : tuple of int
         Of one sample, without the batch axis.
     role : str
         ``"block"``, ``"transition"`` (between two blocks), ``"activation"``, ``"head_input"``,
         ``"head"`` (behind the head's input) or ``"named"`` (none of these; asked for by name).
+    place : str
+        Of tokens and sequences: ``"input"`` where there is one for each of the integer inputs,
+        else ``"grid"`` for tokens of images, ``"line"`` for all others; not compared.
     order : int
         Grows with the order of execution; not compared.
     dtype, device
@@ -55,6 +61,7 @@ class Layer:
     dtype: torch.dtype | None = field(default=None, repr=False, compare=False)
     device: torch.device | None = field(default=None, repr=False, compare=False)
     feeds_head: bool = field(default=False, repr=False, compare=False)
+    place: str = field(default="grid", repr=False, compare=False)
 
     @property
     def dim(self) -> int:
@@ -218,7 +225,8 @@ def survey(
             for name, event in at_names.items()
         }
     fed = head_input.tensor if head_input is not None and names is None else None
-    layers = {name: _layer(name, *of, fed, modules) for name, of in found.items()}
+    told = partial(kind_and_place, events=events, modules=modules, example_input=example_input)
+    layers = {name: _layer(name, *of, fed, told) for name, of in found.items()}
     return Survey([layers[name] for name in names or layers], sample_bytes, draws)
 
 
@@ -259,37 +267,11 @@ def _stages(offered: dict[Event, str], flow: Dataflow) -> dict[Event, str]:
 
 
 def _layer(
-    name: str, event: Event, role: str, fed: int | None, modules: Mapping[str, nn.Module]
+    name: str, event: Event, role: str, fed: int | None, told: Callable[[Event], tuple[str, str]]
 ) -> Layer:
-    kinds = {1: "vector", 2: "tokens", 3: "map" if _is_map(event, modules) else "map_last"}
-    kind = kinds.get(len(event.shape), "other")
-    feeds_head = role == "head_input" or event.tensor == fed
-    own = event.order, event.dtype, event.device, feeds_head
+    (kind, place), feeds_head = told(event), role == "head_input" or event.tensor == fed
+    own = event.order, event.dtype, event.device, feeds_head, place
     return Layer(name, kind, event.shape, role, *own)
-
-
-def _is_map(event: Event, modules: Mapping[str, nn.Module]) -> bool:
-    """Whether a layer of three axes has its channels first."""
-    if len(event.shape) == 3:
-        first, middle, last = event.shape
-        if (first == middle) != (middle == last):  # the square grid is told from the channels
-            return middle == last
-    return _is_convolutional(event, modules)
-
-
-def _is_convolutional(event: Event, modules: Mapping[str, nn.Module]) -> bool:
-    """Whether the module, else the nearest one around it that shows, works with channels first."""
-    path = next(name for name, module in modules.items() if module is event.module)
-    while True:
-        around = list(modules[path].modules())
-        if any(isinstance(m, CONVOLUTION | nn.BatchNorm2d) for m in around):
-            return True
-        # Not isinstance: LayerNorm2d classes derive from nn.LayerNorm and take channels first.
-        if any(type(m) in (nn.Linear, nn.LayerNorm) for m in around):
-            return False
-        if not path:
-            return True
-        path = path.rpartition(".")[0]
 
 
 def _nothing_found(

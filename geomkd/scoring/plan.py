@@ -8,11 +8,13 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from geomkd.common.checks import about, sums_device
 from geomkd.data.sample import Sample
 from geomkd.geometry.precision import BLOCK, COLUMNS
 from geomkd.network.layers import Layer
+from geomkd.network.masks import mask_of
 from geomkd.network.pooling import pooled
 
 KERNELS = 64_000_000  # bytes that the numeric libraries keep for themselves
@@ -30,11 +32,12 @@ class Stored(NamedTuple):
     device: torch.device
 
     @classmethod
-    def of(cls, layer: Layer, pool: str) -> Stored:
-        """Tell how a layer's features are held once they are pooled; nothing is computed."""
-        form = torch.empty(2, *layer.shape, dtype=layer.dtype, device="meta")
+    def of(cls, layer: Layer, pool: str, mask: Tensor | None = None) -> Stored:
+        """Tell how a layer's features are held once they are pooled, by a few samples' mask."""
+        n, device = (2, "meta") if mask is None else (len(mask), mask.device)
+        form = torch.empty((), dtype=layer.dtype, device=device).expand(n, *layer.shape)
         with about(f"layer {layer.name!r}"):
-            form = pooled(form, layer.kind, pool)
+            form = pooled(form, layer.kind, pool, mask_of(layer, mask, form))
         return cls(layer, form.shape[1], form.dtype, sums_device(layer.device))
 
     @property

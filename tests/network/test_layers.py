@@ -388,7 +388,7 @@ def test_on_meta_tensors():
         (nn.Sequential(nn.Identity(), nn.ReLU()), (2, 4, 5, 6), "map"),
         (nn.Sequential(nn.Identity(), nn.ReLU()), (2, 5, 5, 6), "map_last"),
         (nn.Sequential(nn.Linear(6, 6), nn.ReLU()), (2, 5, 6, 6), "map"),
-        (nn.Sequential(nn.Conv1d(4, 4, 1), nn.ReLU()), (2, 4, 5), "tokens"),
+        (nn.Sequential(nn.Conv1d(4, 4, 1), nn.ReLU()), (2, 4, 5), "sequence"),
         (
             nn.Sequential(nn.Flatten(0), nn.Unflatten(0, (2, 1, 1, 1, 6)), nn.ReLU()),
             (2, 6),
