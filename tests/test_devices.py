@@ -142,7 +142,7 @@ def test_rows_of_a_gram(elsewhere, dtype):
     for reader in (NearestRows(gram, 5), NearestRows(gram, 50, among)):
         walk(gram, [reader])
         assert reader.sq.device == reader.at.device == elsewhere
-    same_device([gram.between_sq()], elsewhere)
+    same_device([gram.between_sq], elsewhere)
 
 
 @dtypes

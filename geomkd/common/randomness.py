@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 
 def seed_of(*numbers: int) -> int:
@@ -21,6 +22,14 @@ def generator_options(seed: int) -> dict[str, Any]:
     """Options for ``torch.rand`` and its like: draws of the seed, whatever the default device."""
     generator = torch.Generator().manual_seed(seed)
     return {"generator": generator, "device": generator.device}
+
+
+def nested(index: Tensor, sizes: list[int], seed: int) -> list[Tensor]:
+    """Rows of every class, in a seeded order: the first of each are a smaller sample."""
+    keys = torch.rand(len(index), **generator_options(seed), dtype=torch.float64).argsort()
+    keys = keys.to(index.device)
+    order = keys[index[keys].argsort(stable=True)]
+    return list(order.split(sizes))
 
 
 @contextmanager

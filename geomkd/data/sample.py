@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from geomkd.common.checks import Classes, as_classes, as_labels, check_int
-from geomkd.common.randomness import generator_options
+from geomkd.common.randomness import generator_options, nested
 from geomkd.data.sources import Items, Kept, LabelsDiffer, Stream, item_of, source_of
 
 Found = TypeVar("Found")
@@ -189,6 +189,5 @@ def _kept(stream: Stream, samples: int, per_class: int, seed: int) -> Kept:
 
 def _by_class(labels: Tensor, seed: int) -> list[Tensor]:
     """Return the indices of every class, in a seeded order each."""
-    order = torch.rand(len(labels), **generator_options(seed), dtype=torch.float64).argsort()
-    _, index, counts = labels[order].unique(return_inverse=True, return_counts=True)
-    return list(order[index.argsort(stable=True)].split(counts.tolist()))
+    _, index, counts = labels.unique(return_inverse=True, return_counts=True)
+    return nested(index, counts.tolist(), seed)

@@ -85,7 +85,7 @@ def fisher_score(gram: ClassGram) -> Callable[[Tensor], Tensor]:
 def fisher_ratio_from(gram: ClassGram, draws: Draws) -> Tensor:
     """Ratio tr S_b / tr S_w of each draw, (R,)."""
     if draws.whole:
-        parts = gram.between_sq(), gram.residual_sq.sum(), gram.raw_sq.sum()
+        parts = gram.between_sq, gram.residual_sq.sum(), gram.raw_sq.sum()
         return ratio(*parts).unsqueeze(0)
     member = draws.member.double()
     within = member.T @ gram.residual_sq
