@@ -143,6 +143,11 @@ class Sample:
         other.classes = self.classes._replace(index=index, sizes=sizes)
         return other
 
+    @property
+    def entropy_sizes(self) -> list[int]:
+        """Samples of every class for its entropy; 0 where the sample itself serves."""
+        return [self.entropy_size(a) or 0 for a in range(len(self.classes.sizes))]
+
     def entropy_size(self, a: int) -> int | None:
         """Count class ``a``'s samples for its entropy; None where the sample itself serves."""
         return None if self._of_class is None else len(self._of_class[a])
