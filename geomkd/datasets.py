@@ -43,7 +43,6 @@ __all__ = [
 ]
 
 _IDX_PREFIXES = {"train": ("train",), "test": ("t10k", "test")}
-_IDX_UINT8 = 0x08
 _SPLIT_NAMES = {"train", "val", "valid", "validation", "test"}
 
 
@@ -326,7 +325,7 @@ def _find_idx(folder: str | os.PathLike[str], split: str, ending: str) -> Path:
 def _read_idx(file: Path, *, n_axes: int) -> np.ndarray:
     """Unsigned bytes, after a header: two zeros, type, number of axes, big-endian sizes."""
     content = _gunzip(file) if file.suffix == ".gz" else file.read_bytes()
-    magic = bytes((0, 0, _IDX_UINT8, n_axes))
+    magic = bytes((0, 0, 0x08, n_axes))
     n_header = 4 + 4 * n_axes
     if content[:4] != magic:
         raise ValueError(

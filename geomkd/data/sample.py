@@ -34,16 +34,13 @@ class Sample:
         Seeds the choice, and whatever a data set's transforms draw from torch, NumPy or ``random``,
         so that every pass sees the same inputs.
     entropy_per_class : int, optional
-        Most samples of a class in `of_class`; they begin with the ones in the sample.
+        Most samples of a class in ``batches(of_class=)``, which begin with those in the sample.
     labels : Tensor or ndarray, shape (N,), optional
         Labels to use in place of the data's own, which need have none.
-    labelled : bool
-        False for a uniform sample, all of one class; the data need have no labels.
-    believe : bool
-        Whether labels that a data set keeps choose the sample: `read_as_given` says what happens
-        where its items give others.
-    lonely : bool
-        Whether a class of a single sample is an error, or else left out.
+    labelled, believe, lonely : bool
+        False for a uniform sample, all of one class, of data that need have no labels; not to
+        choose it by labels that a data set keeps (see `read_as_given`); to leave out a class of a
+        single sample, which else is an error.
     input_key, label_key : str, optional
         Where inputs and labels are in batches that are mappings. Without ``label_key`` "labels" or
         "label"; without ``input_key`` everything but the labels is the input.
@@ -52,20 +49,8 @@ class Sample:
     ----------
     classes : Classes
         Class index, sizes and names of the sample, in the order in which `batches` reads it.
-    total : int
-        Samples in the data.
-    kept_bytes : int
-        Memory that holds sampled inputs, where the data can be read only once.
-
-    Examples
-    --------
-    >>> import torch
-    >>> x, y = torch.arange(12.0).reshape(6, 2), torch.tensor([0, 1, 0, 1, 0, 0])
-    >>> sample = Sample((x, y), samples=4, seed=0)
-    >>> sample.classes.sizes
-    [2, 2]
-    >>> [tuple(batch.shape) for batch in sample.batches(3)]
-    [(3, 2), (1, 2)]
+    total, kept_bytes : int
+        Samples in the data; memory that holds sampled inputs, where they can be read only once.
     """
 
     def __init__(
