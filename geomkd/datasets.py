@@ -19,28 +19,14 @@ import torch
 from torch import Tensor
 
 from geomkd.common.checks import check_choice
-from geomkd.data.images import (
-    ImageArrays,
-    checked_classes,
-    checked_images,
-    checked_labels,
-    hidden,
-)
+from geomkd.data.images import ImageArrays, checked_classes, checked_images, checked_labels, hidden
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from torchvision.datasets import ImageFolder
 
-__all__ = [
-    "ImageArrays",
-    "Split",
-    "digits",
-    "load_folder",
-    "load_idx",
-    "load_npz",
-    "open_dataset",
-]
+__all__ = ["ImageArrays", "Split", "digits", "load_folder", "load_idx", "load_npz", "open_dataset"]
 
 _IDX_PREFIXES = {"train": ("train",), "test": ("t10k", "test")}
 _SPLIT_NAMES = {"train", "val", "valid", "validation", "test"}

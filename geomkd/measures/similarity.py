@@ -85,11 +85,10 @@ def cka(x: Any, y: Any, *, debiased: bool = True) -> Tensor:
         n (n - 3) HSIC = sum_{i != j} K_ij L_ij + sum(k) sum(l) / ((n - 1) (n - 2))
                          - 2 k.l / (n - 2)
 
-    Features are centred in float64. Narrow layers cost 6 n d^2 flops in float64; where 3 (d + d')
-    exceeds n (1.5 (d + d') for float64 features), n^2 (d + d') in the features' own precision
-    and n^2 numbers. Neither the size of an effect nor a function in common is measured: CKA is
-    dominated by the directions of large variance, and unchanged by rotation, isotropic scale and
-    translation, but not by the scale of single features.
+    Narrow layers cost 6 n d^2 flops in float64; where 3 (d + d') exceeds n (1.5 (d + d') for
+    float64 features), n^2 (d + d') in the features' own precision and n^2 numbers. CKA is dominated
+    by the directions of large variance, and unchanged by rotation, isotropic scale and translation,
+    but not by the scale of single features.
 
     References
     ----------
