@@ -14,7 +14,8 @@ from torch import Tensor
 
 from geomkd.common.checks import Classes, as_classes, as_labels, check_int
 from geomkd.common.randomness import generator_options
-from geomkd.data.sources import Items, Kept, LabelsDiffer, Stream, item_of, source_of
+from geomkd.data.batch import item_of
+from geomkd.data.sources import Items, Kept, LabelsDiffer, Stream, source_of
 
 Found = TypeVar("Found")
 ENDLESS = 100  # times ``samples``: where an iterable has given so many, it is taken for endless

@@ -1,4 +1,4 @@
-"""What a user hands over as data, told apart in one place: sources to read, and their batches."""
+"""What a user hands over as data, told apart in one place: sources to read."""
 
 from __future__ import annotations
 
@@ -24,12 +24,19 @@ from torch.utils.data import (
 
 from geomkd.common.checks import as_labels, as_tensor
 from geomkd.common.randomness import HostDraws
+from geomkd.data.batch import (
+    LABEL_KEYS,
+    Array,
+    Keys,
+    collated,
+    has_labels,
+    inputs_of,
+    split,
+    unpack,
+)
 from geomkd.network.forward import first_tensor, tensors_in
 
-LABEL_KEYS = ("labels", "label")  # looked for where no label_key is given
 READ = 256  # samples of a batch while only labels are read
-Array = Tensor | np.ndarray
-Keys = tuple[str | None, str | None]  # of inputs and of labels, in batches that are mappings
 
 
 def source_of(
@@ -45,9 +52,11 @@ def source_of(
     Parameters
     ----------
     data : pair of tensors, map-style Dataset, DataLoader, or iterable of batches
-        Inputs and labels; a batch is (inputs..., labels) or a mapping. Of a DataLoader, its data
-        set, collate function and workers are used, and the samples that its sampler gives, in the
-        order of the data set.
+        Inputs and labels; a batch is (inputs..., labels) or a mapping. The inputs of a pair may be
+        a mapping of tensors, and all of the data one with labels in it. A list whose first entry
+        has a single number for a label is a list of samples, any other one of batches. Of a
+        DataLoader, its data set, collate function and workers are used, and the samples that its
+        sampler gives, in the order of the data set.
     keys : (str or None, str or None)
         Where inputs and labels are in batches that are mappings; see `unpack`.
     labelled : bool
@@ -67,9 +76,14 @@ def source_of(
     """
     if isinstance(data, Array) and not labelled:
         return Tensors(data)
+    if isinstance(data, Mapping):
+        every = unpack(data, *keys) if labelled else (inputs_of(data, *keys),)
+        return Tensors(*every, soft=soft)
     is_list = isinstance(data, tuple | list) and not isinstance(data, Dataset)
     if is_list and (isinstance(data, tuple) or not data or isinstance(data[0], Array)):
-        return _pair(data, labelled, soft)  # any other list is one of batches
+        return _pair(data, labelled, soft)
+    if is_list and _is_sample(data[0], keys):
+        return Items(data, keys)
     shown = type(data).__name__
     if isinstance(data, DataLoader):
         shown += f" of {type(data.dataset).__name__}"
@@ -77,7 +91,7 @@ def source_of(
             shown += " with batch_size=None"
         elif not isinstance(data.dataset, IterableDataset):
             return Items(_given_by(data), keys, data)
-    if not isinstance(data, Array | Mapping | str):
+    if not isinstance(data, Array | str):
         by_index = hasattr(data, "__getitem__") and hasattr(data, "__len__")
         if by_index and not is_list and not isinstance(data, IterableDataset):
             return Items(data, keys)
@@ -93,18 +107,26 @@ def can_be_read_again(data: Any) -> bool:
 
 
 def _pair(data: tuple | list, labelled: bool, soft: bool) -> Tensors:
-    if len(data) != 2 or not all(isinstance(part, Array) for part in data):
+    inputs, labels = data if len(data) == 2 else (None, None)
+    if not isinstance(inputs, Array | Mapping) or not isinstance(labels, Array):
         shown = ", ".join(type(part).__name__ for part in data)
         raise TypeError(f"data must be a pair (inputs, labels) of tensors; got ({shown})")
-    inputs, labels = data
-    if labelled:
-        return Tensors(inputs, labels, soft)
+    if labelled or isinstance(inputs, Mapping):
+        return Tensors(inputs, labels if labelled else None, soft)
     if len(inputs) != len(labels):
         raise ValueError(
             "a pair of tensors is inputs and labels, of one length (two batches need an "
             f"iterator); got {len(inputs)} and {len(labels)}"
         )
     return Tensors(inputs)
+
+
+def _is_sample(entry: Any, keys: Keys) -> bool:
+    """Whether an entry of a list is one sample, and no batch: its label is a single value."""
+    try:
+        return np.ndim(unpack(entry, *keys)[1]) == 0
+    except (TypeError, ValueError):
+        return False
 
 
 def _given_by(loader: DataLoader) -> Any:
@@ -133,16 +155,28 @@ def _given_by(loader: DataLoader) -> Any:
 
 
 class Tensors:
-    """Inputs, and labels unless they do not matter, as tensors or arrays."""
+    """Inputs, and labels unless they do not matter, as tensors or arrays, or mappings of such."""
 
     kept_bytes = 0
 
     def __init__(self, inputs: Any, labels: Any = None, soft: bool = False) -> None:
-        self.inputs = as_tensor(inputs, "inputs")
-        if self.inputs.ndim < 1 or len(self.inputs) == 0:
-            raise ValueError(f"inputs must be (n, ...); got shape {tuple(self.inputs.shape)}")
-        self.total = len(self.inputs)
+        if isinstance(inputs, Mapping):
+            self.inputs = {k: as_tensor(v, f"inputs[{k!r}]") for k, v in inputs.items()}
+        else:
+            self.inputs = as_tensor(inputs, "inputs")
+        shapes = _shapes(self.inputs)
+        lengths = {tuple(shape[:1]) for shape in shapes}
+        if len(lengths) != 1 or lengths & {(), (0,)}:
+            shown = " and ".join(str(tuple(shape)) for shape in shapes)
+            raise ValueError(f"inputs must be (n, ...); got shape {shown or 'none'}")
+        self.total = len(first_tensor(self.inputs))
         self.targets = None if labels is None else as_labels(labels, self.total, soft=soft)
+
+    def at(self, index: Any) -> Any:
+        """Return the inputs of some samples."""
+        if isinstance(self.inputs, Tensor):
+            return self.inputs[index]
+        return {key: value[index] for key, value in self.inputs.items()}
 
     def known_labels(self) -> Tensor:
         """Labels of all samples."""
@@ -155,7 +189,7 @@ class Tensors:
     def read(self, indices: Tensor, batch_size: int, seed: int) -> Iterator[Tensor]:
         """Yield inputs of some samples, batch by batch."""
         for part in indices.split(batch_size):
-            yield self.inputs[part.to(self.inputs.device)]
+            yield self.at(part.tolist())
 
 
 class Items:
@@ -168,15 +202,16 @@ class Items:
         if self.total == 0:
             raise ValueError("the data set is empty")
         self.believed: Tensor | None = None  # labels of all samples that items are held against
-        self.collate, self.workers = default_collate, {"num_workers": 0}
+        self.collate, self.workers = collated, {"num_workers": 0}
         if loader is not None:
             names = ("num_workers", "worker_init_fn", "multiprocessing_context")
-            self.collate = loader.collate_fn
+            if loader.collate_fn is not default_collate:
+                self.collate = loader.collate_fn
             self.workers = {name: getattr(loader, name) for name in names}
 
     def known_labels(self) -> Tensor | None:
         """Labels of all samples, where they can be had without reading the samples."""
-        return labels_kept_by(self.dataset)
+        return labels_kept_by(self.dataset, self.keys[1])
 
     def labels(self, *, believe: bool = True) -> Tensor:
         """Labels of all samples: those that the data set keeps, or else read from its items."""
@@ -202,7 +237,7 @@ class Items:
             # Transforms draw from global states: theirs within a batch, the caller's between.
             with draws:
                 batch = next(batches)
-            if self.believed is not None and _has_labels(batch, self.keys[1]):
+            if self.believed is not None and has_labels(batch, self.keys[1]):
                 _check_believed(self.believed[part], split(batch, self.keys)[1], part)
             yield inputs_of(batch, *self.keys)
 
@@ -277,102 +312,20 @@ def _shapes(item: Any) -> list[torch.Size]:
     return [tensor.shape for tensor in tensors_in(item)]
 
 
-# ---- batches -------------------------------------------------------------------------------------
-
-
-def split(batch: Any, keys: Keys, *, soft: bool = False) -> tuple[Any, Tensor]:
-    """Split a batch into inputs and labels, whose form is checked here for all kinds of data."""
-    inputs, labels = unpack(batch, *keys)
-    if np.ndim(labels) == 0:
-        raise ValueError("data must give batches; got one sample (use a DataLoader)")
-    known = isinstance(labels, Array)
-    if not known and isinstance(labels[0], Array) and labels[0].ndim:
-        raise ValueError("labels of several values must be tensors; got a list of tensors a batch")
-    return inputs, as_labels(labels if known else np.asarray(labels), soft=soft)
-
-
-def item_of(inputs: Any, i: int) -> Any:
-    """One sample of a batch of inputs, copied out of it."""
-    if isinstance(inputs, Mapping):
-        return {key: item_of(value, i) for key, value in inputs.items()}
-    arrays = Array | Mapping | tuple | list
-    if isinstance(inputs, tuple | list) and any(isinstance(part, arrays) for part in inputs):
-        return tuple(item_of(value, i) for value in inputs)
-    item = inputs[i]  # of a list too: texts, or whatever else is not a tensor
-    if isinstance(item, np.ndarray | np.generic):
-        item = torch.as_tensor(item)
-    return item.clone() if isinstance(item, Tensor) else item
-
-
-def inputs_of(batch: Any, input_key: str | None, label_key: str | None) -> Any:
-    """Return the inputs of a batch that may have no labels: a tensor, one item, or a mapping."""
-    if isinstance(batch, Mapping) and not _has_labels(batch, label_key):
-        return batch if input_key is None else unpack({**batch, "label": 0}, input_key, "label")[0]
-    if isinstance(batch, Array):
-        return batch
-    if isinstance(batch, tuple | list) and len(batch) == 1:
-        return batch[0]
-    return unpack(batch, input_key, label_key)[0]
-
-
-def _has_labels(batch: Any, label_key: str | None) -> bool:
-    if isinstance(batch, Mapping):
-        return label_key is not None or not batch.keys().isdisjoint(LABEL_KEYS)
-    return isinstance(batch, tuple | list) and len(batch) > 1
-
-
-def unpack(batch: Any, input_key: str | None, label_key: str | None) -> tuple[Any, Any]:
-    """Split a batch into inputs and labels.
-
-    Raises
-    ------
-    TypeError
-        A batch that is neither a mapping nor a tuple or list.
-    ValueError
-        A key that the batch has not, or a tuple of fewer than two items.
-    """
-    if isinstance(batch, Mapping):
-        found = label_key or next((key for key in LABEL_KEYS if key in batch), None)
-        for option, key in (("label_key", found), ("input_key", input_key or found)):
-            if key not in batch:
-                raise ValueError(
-                    f"{option} must be one of the batch's keys {sorted(batch)}; got {key!r}"
-                )
-        if input_key is not None:
-            return batch[input_key], batch[found]
-        return {key: value for key, value in batch.items() if key != found}, batch[found]
-    if not isinstance(batch, tuple | list):
-        raise TypeError(
-            f"a batch must be (inputs, labels) or a mapping; got {type(batch).__name__}"
-        )
-    if len(batch) < 2:
-        raise ValueError(f"a batch must be (inputs, labels); got {len(batch)} item")
-    return batch[0] if len(batch) == 2 else tuple(batch[:-1]), batch[-1]
-
-
-def to_device(value: Any, device: torch.device) -> Any:
-    """Tensors on the device, within mappings, tuples and lists too."""
-    if isinstance(value, Tensor):
-        return value.to(device, non_blocking=True)
-    if isinstance(value, Mapping):
-        return {key: to_device(item, device) for key, item in value.items()}
-    if isinstance(value, tuple | list):
-        items = [to_device(item, device) for item in value]
-        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
-    return value
-
-
-def labels_kept_by(dataset: Any) -> Tensor | None:
+def labels_kept_by(dataset: Any, key: str | None = None) -> Tensor | None:
     """Labels that a data set keeps, where they are likely the ones that it gives."""
     if getattr(dataset, "target_transform", None) is not None:
         return None
     if isinstance(dataset, Subset):
-        kept = labels_kept_by(dataset.dataset)
+        kept = labels_kept_by(dataset.dataset, key)
         return None if kept is None else kept[torch.as_tensor(dataset.indices)]
     if isinstance(dataset, ConcatDataset):
-        parts = [labels_kept_by(part) for part in dataset.datasets]
+        parts = [labels_kept_by(part, key) for part in dataset.datasets]
         return None if any(part is None for part in parts) else torch.cat(parts)
     tensors = dataset.tensors[-1] if isinstance(dataset, TensorDataset) else None
+    if hasattr(dataset, "column_names") and hasattr(dataset, "with_format"):  # Hugging Face's
+        names = [name for name in ((key,) if key else LABEL_KEYS) if name in dataset.column_names]
+        tensors = dataset.with_format("numpy")[names[0]][:] if names else None
     for kept in (tensors, getattr(dataset, "targets", None), getattr(dataset, "labels", None)):
         if isinstance(kept, list | tuple):
             kept = np.asarray(kept) if len(kept) and np.ndim(kept[0]) == 0 else None

@@ -78,11 +78,11 @@ def distill(
         Run in evaluation mode and left bit for bit as it is, but for its device. None will do for
         objectives without a teacher.
     train : pair of tensors, map-style Dataset, or DataLoader
-        Inputs and labels: class indices 0 ... n_classes - 1, or rows (B, n_classes) of
-        probabilities (>= 0, of sum 1), which the cross entropy takes as they are. Of a DataLoader
-        the data set, ``collate_fn``, ``num_workers`` and ``worker_init_fn`` are used, and the
-        samples of its sampler (each, or each of a subset, once); batches and their order are made
-        here.
+        Inputs (or a mapping of them, such as a tokenizer's) and labels: class indices
+        0 ... n_classes - 1, or rows (B, n_classes) of probabilities (>= 0, of sum 1), which the
+        cross entropy takes as they are. A list of samples is a Dataset. Of a DataLoader the data
+        set, ``collate_fn``, ``num_workers`` and ``worker_init_fn`` are used, and the samples of its
+        sampler (each, or each of a subset, once); batches and their order are made here.
     pairs : list of (str, str), optional
         Teacher layer and student layer, such as :func:`geomkd.pair_layers` gives; required by
         objectives that use features, ignored by the others.
