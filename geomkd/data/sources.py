@@ -1,4 +1,4 @@
-"""What a user hands over as data, told apart in one place: sources to read."""
+"""What a user hands over as data, told apart in one place: sources to read, and their batches."""
 
 from __future__ import annotations
 
@@ -24,19 +24,12 @@ from torch.utils.data import (
 
 from geomkd.common.checks import as_labels, as_tensor
 from geomkd.common.randomness import HostDraws
-from geomkd.data.batch import (
-    LABEL_KEYS,
-    Array,
-    Keys,
-    collated,
-    has_labels,
-    inputs_of,
-    split,
-    unpack,
-)
 from geomkd.network.forward import first_tensor, tensors_in
 
+LABEL_KEYS = ("labels", "label")  # looked for where no label_key is given
 READ = 256  # samples of a batch while only labels are read
+Array = Tensor | np.ndarray
+Keys = tuple[str | None, str | None]  # of inputs and of labels, in batches that are mappings
 
 
 def source_of(
@@ -52,11 +45,10 @@ def source_of(
     Parameters
     ----------
     data : pair of tensors, map-style Dataset, DataLoader, or iterable of batches
-        Inputs and labels; a batch is (inputs..., labels) or a mapping. The inputs of a pair may be
-        a mapping of tensors, and all of the data one with labels in it. A list whose first entry
-        has a single number for a label is a list of samples, any other one of batches. Of a
-        DataLoader, its data set, collate function and workers are used, and the samples that its
-        sampler gives, in the order of the data set.
+        Inputs and labels; a batch is (inputs..., labels) or a mapping, and so may all of the data
+        be. A list whose first entry has one value for its label is one of samples, else of batches.
+        Of a DataLoader, its data set, collate function and workers are used, and the samples that
+        its sampler gives, in the order of the data set.
     keys : (str or None, str or None)
         Where inputs and labels are in batches that are mappings; see `unpack`.
     labelled : bool
@@ -107,13 +99,13 @@ def can_be_read_again(data: Any) -> bool:
 
 
 def _pair(data: tuple | list, labelled: bool, soft: bool) -> Tensors:
-    inputs, labels = data if len(data) == 2 else (None, None)
-    if not isinstance(inputs, Array | Mapping) or not isinstance(labels, Array):
+    if len(data) != 2 or not isinstance(data[0], Array | Mapping) or not isinstance(data[1], Array):
         shown = ", ".join(type(part).__name__ for part in data)
         raise TypeError(f"data must be a pair (inputs, labels) of tensors; got ({shown})")
-    if labelled or isinstance(inputs, Mapping):
-        return Tensors(inputs, labels if labelled else None, soft)
-    if len(inputs) != len(labels):
+    inputs, labels = data
+    if labelled:
+        return Tensors(inputs, labels, soft)
+    if isinstance(inputs, Array) and len(inputs) != len(labels):
         raise ValueError(
             "a pair of tensors is inputs and labels, of one length (two batches need an "
             f"iterator); got {len(inputs)} and {len(labels)}"
@@ -164,11 +156,10 @@ class Tensors:
             self.inputs = {k: as_tensor(v, f"inputs[{k!r}]") for k, v in inputs.items()}
         else:
             self.inputs = as_tensor(inputs, "inputs")
-        shapes = _shapes(self.inputs)
-        lengths = {tuple(shape[:1]) for shape in shapes}
-        if len(lengths) != 1 or lengths & {(), (0,)}:
-            shown = " and ".join(str(tuple(shape)) for shape in shapes)
-            raise ValueError(f"inputs must be (n, ...); got shape {shown or 'none'}")
+        shapes = [tuple(tensor.shape) for tensor in tensors_in(self.inputs)]
+        if len({shape[:1] for shape in shapes}) != 1 or shapes[0][:1] in ((), (0,)):
+            shown = " and ".join(map(str, shapes)) or "none"
+            raise ValueError(f"inputs must be (n, ...); got shape {shown}")
         self.total = len(first_tensor(self.inputs))
         self.targets = None if labels is None else as_labels(labels, self.total, soft=soft)
 
@@ -237,7 +228,7 @@ class Items:
             # Transforms draw from global states: theirs within a batch, the caller's between.
             with draws:
                 batch = next(batches)
-            if self.believed is not None and has_labels(batch, self.keys[1]):
+            if self.believed is not None and _has_labels(batch, self.keys[1]):
                 _check_believed(self.believed[part], split(batch, self.keys)[1], part)
             yield inputs_of(batch, *self.keys)
 
@@ -284,32 +275,105 @@ class Stream:
                 yield inputs, [0] * len(first_tensor(inputs))
 
 
-class Kept:
-    """Inputs that were kept while a stream was read."""
-
-    def __init__(self, inputs: list[Any], labels: Tensor, total: int) -> None:
-        self.inputs, self.targets, self.total = inputs, labels, total
-        self.kept_bytes = sum(tensor.nbytes for item in inputs for tensor in tensors_in(item))
-
-    def labels(self, *, believe: bool = True) -> Tensor:
-        """Labels of the kept samples."""
-        return self.targets
-
-    def read(self, indices: Tensor, batch_size: int, seed: int) -> Iterator[Any]:
-        """Yield kept inputs; a batch ends early where the next sample has another shape."""
-        waiting: list[Any] = []
-        for item in (self.inputs[i] for i in indices.tolist()):
-            # Token batches of an iterable may differ in length: such are not stacked.
-            if waiting and (len(waiting) == batch_size or _shapes(item) != _shapes(waiting[0])):
-                yield default_collate(waiting)
-                waiting = []
-            waiting.append(item)
-        if waiting:
-            yield default_collate(waiting)
+# ---- batches -------------------------------------------------------------------------------------
 
 
-def _shapes(item: Any) -> list[torch.Size]:
-    return [tensor.shape for tensor in tensors_in(item)]
+def split(batch: Any, keys: Keys, *, soft: bool = False) -> tuple[Any, Tensor]:
+    """Split a batch into inputs and labels, whose form is checked here for all kinds of data."""
+    inputs, labels = unpack(batch, *keys)
+    if np.ndim(labels) == 0:
+        raise ValueError("data must give batches; got one sample (use a DataLoader)")
+    known = isinstance(labels, Array)
+    if not known and isinstance(labels[0], Array) and labels[0].ndim:
+        raise ValueError("labels of several values must be tensors; got a list of tensors a batch")
+    return inputs, as_labels(labels if known else np.asarray(labels), soft=soft)
+
+
+def collated(items: list[Any]) -> Any:
+    """Make a batch as `default_collate` does; say what is amiss with texts that are not padded."""
+    for part in items[0] if isinstance(items[0], tuple) else items[:1]:
+        values = part.items() if isinstance(part, Mapping) else ()
+        if lists := [key for key, value in values if isinstance(value, list)]:
+            fix = "a Hugging Face Dataset gives tensors after .with_format('torch')"
+            raise TypeError(f"samples must hold tensors; got a list as {lists[0]!r} ({fix})")
+    try:
+        return default_collate(items)
+    except RuntimeError as error:
+        raise ValueError(
+            f"these samples make no batch ({error}): pad them, or give a DataLoader with a "
+            "collate_fn that does, such as transformers' DataCollatorWithPadding"
+        ) from error
+
+
+def item_of(inputs: Any, i: int) -> Any:
+    """One sample of a batch of inputs, copied out of it."""
+    if isinstance(inputs, Mapping):
+        return {key: item_of(value, i) for key, value in inputs.items()}
+    arrays = Array | Mapping | tuple | list
+    if isinstance(inputs, tuple | list) and any(isinstance(part, arrays) for part in inputs):
+        return tuple(item_of(value, i) for value in inputs)
+    item = inputs[i]  # of a list too: texts, or whatever else is not a tensor
+    if isinstance(item, np.ndarray | np.generic):
+        item = torch.as_tensor(item)
+    return item.clone() if isinstance(item, Tensor) else item
+
+
+def inputs_of(batch: Any, input_key: str | None, label_key: str | None) -> Any:
+    """Return the inputs of a batch that may have no labels: a tensor, one item, or a mapping."""
+    if isinstance(batch, Mapping) and not _has_labels(batch, label_key):
+        return batch if input_key is None else unpack({**batch, "label": 0}, input_key, "label")[0]
+    if isinstance(batch, Array):
+        return batch
+    if isinstance(batch, tuple | list) and len(batch) == 1:
+        return batch[0]
+    return unpack(batch, input_key, label_key)[0]
+
+
+def _has_labels(batch: Any, label_key: str | None) -> bool:
+    if isinstance(batch, Mapping):
+        return label_key is not None or not batch.keys().isdisjoint(LABEL_KEYS)
+    return isinstance(batch, tuple | list) and len(batch) > 1
+
+
+def unpack(batch: Any, input_key: str | None, label_key: str | None) -> tuple[Any, Any]:
+    """Split a batch into inputs and labels.
+
+    Raises
+    ------
+    TypeError
+        A batch that is neither a mapping nor a tuple or list.
+    ValueError
+        A key that the batch has not, or a tuple of fewer than two items.
+    """
+    if isinstance(batch, Mapping):
+        found = label_key or next((key for key in LABEL_KEYS if key in batch), None)
+        for option, key in (("label_key", found), ("input_key", input_key or found)):
+            if key not in batch:
+                raise ValueError(
+                    f"{option} must be one of the batch's keys {sorted(batch)}; got {key!r}"
+                )
+        if input_key is not None:
+            return batch[input_key], batch[found]
+        return {key: value for key, value in batch.items() if key != found}, batch[found]
+    if not isinstance(batch, tuple | list):
+        raise TypeError(
+            f"a batch must be (inputs, labels) or a mapping; got {type(batch).__name__}"
+        )
+    if len(batch) < 2:
+        raise ValueError(f"a batch must be (inputs, labels); got {len(batch)} item")
+    return batch[0] if len(batch) == 2 else tuple(batch[:-1]), batch[-1]
+
+
+def to_device(value: Any, device: torch.device) -> Any:
+    """Tensors on the device, within mappings, tuples and lists too."""
+    if isinstance(value, Tensor):
+        return value.to(device, non_blocking=True)
+    if isinstance(value, Mapping):
+        return {key: to_device(item, device) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        items = [to_device(item, device) for item in value]
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+    return value
 
 
 def labels_kept_by(dataset: Any, key: str | None = None) -> Tensor | None:

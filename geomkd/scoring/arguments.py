@@ -13,9 +13,8 @@ from torch import Tensor, nn
 from geomkd.common.checks import check_choice
 from geomkd.common.distributed import world
 from geomkd.common.randomness import all_seeded, seed_of
-from geomkd.data.batch import to_device
 from geomkd.data.sample import Sample
-from geomkd.data.sources import can_be_read_again
+from geomkd.data.sources import can_be_read_again, to_device
 from geomkd.measures.table import LABEL_FREE, TABLE
 from geomkd.network.forward import Forward, call, first_tensor, unwrap
 from geomkd.network.pooling import check_pool

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from geomkd.common.checks import about
 from geomkd.common.randomness import all_seeded, seed_of
-from geomkd.data.batch import to_device
 from geomkd.data.sample import Sample
+from geomkd.data.sources import to_device
 from geomkd.network.forward import Forward
 from geomkd.network.hooks import features_of
 from geomkd.network.pooling import pooled

@@ -14,8 +14,8 @@ from tqdm import tqdm
 
 from geomkd.common.checks import as_features, check_choice, check_finite, check_int, check_names
 from geomkd.common.randomness import all_seeded, seed_of
-from geomkd.data.batch import to_device
 from geomkd.data.sample import Sample, read_as_given
+from geomkd.data.sources import to_device
 from geomkd.geometry.precision import exact_arithmetic, scale_of
 from geomkd.geometry.principal import principal
 from geomkd.measures import similarity as alike

@@ -21,15 +21,20 @@ from torch.utils.data import (
     default_collate,
 )
 
-from geomkd.data.batch import collated, inputs_of, item_of, split, to_device, unpack
 from geomkd.data.sample import Sample
 from geomkd.data.sources import (
     Items,
     Stream,
     Tensors,
     can_be_read_again,
+    collated,
+    inputs_of,
+    item_of,
     labels_kept_by,
     source_of,
+    split,
+    to_device,
+    unpack,
 )
 
 N, CLASSES = 60, 3

@@ -11,8 +11,7 @@ from torch.utils.data import Dataset
 
 from geomkd.common.checks import about, check_int
 from geomkd.common.randomness import HostDraws, seed_of
-from geomkd.data.batch import split, to_device
-from geomkd.data.sources import Items, Tensors, source_of
+from geomkd.data.sources import Items, Tensors, source_of, split, to_device
 from geomkd.distillation.running.order import Order
 from geomkd.network.forward import first_tensor
 
