@@ -1,32 +1,20 @@
-"""What options name: networks and data."""
+"""What options name: data, and the networks that it fits."""
 
 from __future__ import annotations
 
 import argparse
-import importlib
 import os
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from inspect import signature
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from geomkd.cli.weights import fill, fitted, n_classes_in, on_disk, read_state_dict
-from geomkd.common.randomness import seeded
+from geomkd.cli.models import Loaded, brings_weights, load_model
 from geomkd.datasets import load_folder, loader_of, open_dataset
 from geomkd.network.forward import call, evaluating
-
-
-class Loaded(NamedTuple):
-    """A network with what is known of it."""
-
-    model: nn.Module
-    transform: Callable[[Any], Tensor] | None  # that belongs to published weights
-    story: str  # where network and weights come from, for the output
 
 
 @dataclass(frozen=True)
@@ -59,7 +47,8 @@ def load_inputs(options: argparse.Namespace, *, needs_teacher: bool) -> Inputs:
     def data(path: str, split: str | None, option: str) -> tuple[Dataset, str]:
         return load_data(path, source, split=split, option=option, **images_of(options))
 
-    weighted = [role for role in roles if getattr(options, f"{role}_weights") is not None]
+    given = {role: getattr(options, f"{role}_weights") for role in roles}
+    weighted = [role for role in roles if given[role] or brings_weights(getattr(options, role))]
     models = {role: network(role) for role in weighted}
     source = next((m for m in models.values() if m.transform), Loaded(nn.Identity(), None, ""))
     train, images = data(options.data, options.split, "split")
@@ -84,112 +73,6 @@ def n_classes_of(data: Any) -> int:
 
 def _class_names(data: Any) -> list[str] | None:
     return getattr(getattr(data, "data", data), "classes", None)
-
-
-# ---- networks ------------------------------------------------------------------------------------
-
-
-def load_model(
-    name: str,
-    *,
-    weights: str | os.PathLike | None = None,
-    seed: int = 0,
-    n_classes: int | None = None,
-    option: str = "model",
-) -> Loaded:
-    """Build a network and fill it with weights from a file, or by a seed.
-
-    Parameters
-    ----------
-    name : str
-        ``torchvision:resnet34`` (any of torchvision's), or ``package.module:factory`` for a
-        callable without arguments that is found from the current folder too.
-    weights : path, optional
-        A file of a state dict, see `read_state_dict`, or a name of torchvision's weights that are
-        on disk. Of torchvision's models the number of classes is taken from it.
-    seed : int
-        Seeds the initial weights.
-    n_classes : int, optional
-        Logits of a classifier of torchvision's without weights.
-    option : str
-        That named it, for errors.
-
-    Raises
-    ------
-    ValueError
-        A name of another form, an unknown model, weights that do not fit.
-    TypeError
-        A factory that does not make a module.
-    """
-    source, colon, rest = name.partition(":")
-    if not (colon and source and rest):
-        raise ValueError(
-            f"--{option} must be torchvision:NAME or package.module:factory; got {name!r}"
-        )
-    published, state = _published(rest) if source == "torchvision" else None, None
-    if weights is not None:
-        file, published = on_disk(weights, published)
-        state = read_state_dict(file)
-    with seeded(seed):
-        if source == "torchvision":
-            model, transform, how = _torchvision(rest, state, n_classes, published)
-            how += f"weights random, seed {seed}"
-        else:
-            model, transform = _from_factory(source, rest, f"--{option} {name}"), None
-            how = "weights as its factory made it"
-    if state is None:
-        return Loaded(model, None, f"{name}, {how}")
-    fill(model, state, f"{weights} does not fit {name}")
-    return Loaded(model, transform, f"{name}, weights {weights}")
-
-
-def _published(name: str) -> Any:
-    """Torchvision's own weights of one of its models."""
-    try:
-        from torchvision import models
-    except ModuleNotFoundError as error:
-        raise ImportError("this needs torchvision: pip install geomkd[vision]") from error
-    try:
-        return models.get_model_weights(name).DEFAULT
-    except ValueError:
-        close = ", ".join(n for n in models.list_models() if n.startswith(name[:3])) or "none"
-        message = f"torchvision has no model {name!r}; names that begin alike: {close}"
-        raise ValueError(message) from None
-
-
-def _torchvision(
-    name: str, state: Mapping[str, Tensor] | None, n_classes: int | None, published: Any
-) -> tuple[nn.Module, Any, str]:
-    """Return the model, the transform of its published weights, and its classes in words."""
-    from torchvision import models
-
-    options = {"weights": None}
-    if "weights_backbone" in signature(models.get_model_builder(name)).parameters:
-        options["weights_backbone"] = None  # by default they are downloaded
-    if state is None:
-        if n_classes is None or name not in models.list_models(module=models):
-            return models.get_model(name, **options), None, ""
-        model = models.get_model(name, **options, num_classes=n_classes)
-        return model, None, f"{n_classes} classes, "
-    model = models.get_model(name, **options)
-    known, own = len(published.meta.get("categories", ())), model.state_dict()
-    n_classes = n_classes_in(fitted(state, own), own, known)
-    if n_classes == known:
-        return model, published.transforms(), ""
-    return models.get_model(name, **options, num_classes=n_classes), None, ""
-
-
-def _from_factory(module: str, factory: str, which: str) -> nn.Module:
-    if "" not in sys.path and os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    try:
-        make = getattr(importlib.import_module(module), factory)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"{which} cannot be found: {error}") from None
-    model = make()
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"{which} must make a torch.nn.Module; got {type(model).__name__}")
-    return model
 
 
 # ---- data ----------------------------------------------------------------------------------------

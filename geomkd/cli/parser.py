@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 from geomkd import __version__
 from geomkd.cli.config import arguments_of
+from geomkd.cli.models import FORMS
 from geomkd.distillation import distill
 from geomkd.distillation.rivals import OBJECTIVES
 from geomkd.distillation.running.recipe import PRECISIONS
@@ -23,7 +24,6 @@ from geomkd.scoring.layer_scores import LayerScores
 from geomkd.scoring.rules import RULES
 from geomkd.scoring.score_layers import score_layers
 
-MODEL = "torchvision:NAME or package.module:factory"
 DATA = "FILE.npz, a folder of class folders, or of IDX files"
 WEIGHTS = "file of a state dict, or DEFAULT: torchvision's, if on disk (default: random weights)"
 
@@ -103,7 +103,7 @@ def _quickstart(commands: argparse._SubParsersAction) -> None:
 def _score(commands: argparse._SubParsersAction) -> None:
     score = commands.add_parser("score", help="rank the layers of a model of yours")
     add = _adder(score, score_layers)
-    add("--model", MODEL, required=True)
+    add("--model", FORMS, required=True)
     add("--weights", WEIGHTS)
     add("--data", DATA, required=True)
     _add_images(score)
@@ -125,7 +125,7 @@ def _distill(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
     path = os.path.abspath
     add("--config", "options by their names; the command line overrides", metavar="FILE.toml")
     for role in ("teacher", "student"):
-        add(f"--{role}", MODEL)
+        add(f"--{role}", FORMS, type=_model)
         add(f"--{role}-weights", WEIGHTS, type=_weights)
     add("--data", DATA, type=path)
     _add_images(parser)
@@ -166,6 +166,12 @@ def _weights(text: str) -> str:
     """Make the path of a file absolute; a name of weights, such as DEFAULT, stays."""
     is_name = text.split(".")[-1].isupper() and not os.path.exists(text)
     return text if is_name else os.path.abspath(text)
+
+
+def _model(text: str) -> str:
+    """Make the path of a folder of Hugging Face's absolute."""
+    folder = text.removeprefix("hf:")
+    return f"hf:{os.path.abspath(folder)}" if text != folder and os.path.isdir(folder) else text
 
 
 def _add_images(parser: argparse.ArgumentParser) -> None:

@@ -7,7 +7,8 @@ import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from geomkd.cli.inputs import check_takes_images, images_of, load_data, load_model
+from geomkd.cli.inputs import check_takes_images, images_of, load_data
+from geomkd.cli.models import load_model
 from geomkd.cli.parser import options_of
 from geomkd.common.results_folder import (
     check_new,

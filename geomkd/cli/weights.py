@@ -87,38 +87,24 @@ def n_classes_in(state: Mapping[str, Tensor], own: Mapping[str, Tensor], known: 
     return min(found, default=known)
 
 
-def on_disk(weights: str | os.PathLike, published: Any) -> tuple[str | os.PathLike, Any]:
-    """Find the file of weights, and the published weights that it belongs to.
+def on_disk(name: str, default: Any) -> tuple[Path, Any]:
+    """Find the file of weights that torchvision publishes, and the member of their enumeration.
 
-    Parameters
-    ----------
-    weights : path
-        A file, or a name of torchvision's weights whose file is in torch's cache.
-    published : torchvision.models.WeightsEnum, optional
-        One of the weights that the model has.
-
-    Raises
-    ------
-    FileNotFoundError
-        Neither; it names the weights there are, or where the file should be.
+    ``default`` is another member of it. ``FileNotFoundError`` names the weights that there are, or
+    where the file should be.
     """
-    if os.path.exists(weights):
-        return weights, published
-    if published is None:
-        raise FileNotFoundError(f"there is no file {weights}")
-    kinds = type(published).__members__
-    name = str(weights).removeprefix(f"{type(published).__name__}.")
-    if name not in kinds:
+    kinds = type(default).__members__
+    kind = kinds.get(str(name).removeprefix(f"{type(default).__name__}."))
+    if kind is None:
         known = ", ".join(kinds)
-        raise FileNotFoundError(f"there is no file {weights}; torchvision's weights are {known}")
-    url = kinds[name].url
-    path = Path(torch.hub.get_dir(), "checkpoints", os.path.basename(urlparse(url).path))
+        raise FileNotFoundError(f"there is no file {name}; torchvision's weights are {known}")
+    path = Path(torch.hub.get_dir(), "checkpoints", os.path.basename(urlparse(kind.url).path))
     if not path.exists():
         raise FileNotFoundError(
-            f"the weights {name} are not on disk, and nothing is downloaded: put {url} there as "
-            f"{path}"
+            f"the weights {name} are not on disk, and nothing is downloaded: put {kind.url} there "
+            f"as {path}"
         )
-    return path, kinds[name]
+    return path, kind
 
 
 def _content(path: str | os.PathLike) -> Any:

@@ -144,7 +144,7 @@ def test_logits_and_cached_features(here):
         (["--epochs", "0"], "epochs must be at least 1; got 0"),
         (["--resume"], "--resume needs --out"),
         (["--config", "nowhere.toml"], "nowhere.toml"),
-        (["--teacher", "nowhere"], "--teacher must be torchvision:NAME or package.module:factory"),
+        (["--teacher", "nowhere"], "--teacher must be torchvision:NAME, timm:NAME, hf:"),
         (["--val-data", "nowhere.npz"], "nowhere.npz"),
         (["--image-size", "4"], "--image-size is for folders of images"),
         (["--layers", "last", "--k", "1", "--device", "nowhere"], "device string: nowhere"),
