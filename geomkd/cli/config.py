@@ -59,7 +59,8 @@ def arguments_of(path: str, parser: argparse.ArgumentParser) -> list[str]:
 def settings_of(options: argparse.Namespace) -> dict[str, Any]:
     """Every option in force but for those of one start; without those that have no value."""
     left_out = (*OF_A_START, "command", "arguments")
-    return {k: v for k, v in vars(options).items() if k not in left_out and v is not None}
+    known = {k: list(v) if isinstance(v, tuple) else v for k, v in vars(options).items()}
+    return {k: v for k, v in known.items() if k not in left_out and v is not None}
 
 
 def as_toml(settings: Mapping[str, Any]) -> str:
@@ -72,7 +73,9 @@ def as_toml(settings: Mapping[str, Any]) -> str:
     layers = ["auto"]
     quiet = false
     """
-    return "".join(f"{name} = {_value(value)}\n" for name, value in settings.items())
+    # JSON's escapes are TOML's, but for a character that TOML wants escaped.
+    texts = {name: json.dumps(value, ensure_ascii=False) for name, value in settings.items()}
+    return "".join(f"{name} = {text}\n" for name, text in texts.items()).replace("\x7f", "\\u007f")
 
 
 @contextmanager
@@ -142,12 +145,3 @@ def _text(value: Any, where: str) -> str:
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise ValueError(f"{where} must be text or a number; got {value!r}")
     return str(value)
-
-
-def _value(value: Any) -> str:
-    if isinstance(value, list):
-        return f"[{', '.join(map(_value, value))}]"
-    if isinstance(value, str | bool):
-        # JSON's escapes are TOML's, but for a character that TOML wants escaped.
-        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-    return repr(value)

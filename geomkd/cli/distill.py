@@ -8,25 +8,32 @@ import shlex
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, fields
+from inspect import signature
 from pathlib import Path
 from typing import Any, NamedTuple, get_type_hints
 
 import torch
+from torch import nn
 
 from geomkd.cli.config import run_folder, settings_of
 from geomkd.cli.inputs import Inputs, load_inputs
 from geomkd.cli.parser import options_of
+from geomkd.cli.score import check_by
+from geomkd.common.checks import about
 from geomkd.common.distributed import agreed, own_device, world
 from geomkd.common.results_folder import machine, write_frame, write_json, write_picture
 from geomkd.distillation import DistillationResult, distill
 from geomkd.distillation.pairing import choose_layers, pair_layers
 from geomkd.distillation.rivals import OBJECTIVES
 from geomkd.distillation.running.recipe import Recipe
+from geomkd.measures.table import columns_of, named
+from geomkd.network.layers import describe_layers
 from geomkd.scoring.layer_scores import LayerScores
 from geomkd.scoring.rules import RULES
 from geomkd.scoring.score_layers import score_layers
 
 EVENLY = {"even": "evenly_spaced", "last": "last"}
+SCORING = ("protocol", "pool", "measures", "definition")  # how layers are scored
 
 
 class Choice(NamedTuple):
@@ -77,11 +84,23 @@ def _checked_objective(options: argparse.Namespace) -> Any:
         options.layers = ["auto"]
     elif options.layers is not None and options.pairs is not None:
         raise ValueError("--layers and --pairs exclude each other: pairs name the layers")
-    if options.protocol and options.layers != ["auto"]:
-        raise ValueError("--protocol says how layers are scored, which --layers auto alone does")
+    made = [name for name in ("samples", *SCORING) if _is_given(options, name)]
+    if options.scores is not None and made:
+        raise ValueError(f"--scores are there already: --{made[0]} would say how they are made")
+    scored = [name for name in (*SCORING, "by", "scores") if _is_given(options, name)]
+    if scored and options.layers != ["auto"]:
+        raise ValueError(f"--{scored[0]} is about scoring, which --layers auto alone does")
+    if options.scores is None:
+        check_by(options.by, columns_of(named(options.measures)))
     numbers = {field.name: getattr(options, field.name, None) for field in fields(Recipe)}
     Recipe(**numbers).training_order(objective)
     return objective
+
+
+def _is_given(options: argparse.Namespace, name: str) -> bool:
+    value, known = getattr(options, name), signature(score_layers).parameters
+    value = tuple(value) if isinstance(value, list) else value
+    return value is not None and (name not in known or value != known[name].default)
 
 
 # ---- objective -----------------------------------------------------------------------------------
@@ -136,10 +155,10 @@ def _choose(options: argparse.Namespace, inputs: Inputs, device: Any, folder: Pa
     settings = None
     if options.layers == ["auto"]:
         pair_layers([str(i) for i in range(options.k)], student, example)  # too many? now, not late
-        by = RULES.get(options.by, options.by)
-        scores = _kept_scores(options, inputs, device, folder, by)
-        layers, settings = scores.select(options.k, by=by), scores.settings
-        how = f"the {len(layers)} of highest {options.by}"
+        scores = _kept_scores(options, inputs, device, folder, example)
+        by = options.by or scores.by
+        layers, settings = scores.select(options.k, by=RULES.get(by, by)), scores.settings
+        how = f"the {len(layers)} of highest {by}"
     elif len(options.layers) == 1 and options.layers[0] in EVENLY:
         place = EVENLY[options.layers[0]]
         layers = choose_layers(teacher, example, options.k, how=place)
@@ -165,24 +184,42 @@ def named_pairs(texts: list[str]) -> list[tuple[str, str]]:
 
 
 def _kept_scores(
-    options: argparse.Namespace, inputs: Inputs, device: Any, folder: Path, by: Any
+    options: argparse.Namespace, inputs: Inputs, device: Any, folder: Path, example: Any
 ) -> LayerScores:
-    """Scores of the teacher on the training data, from the folder if they are there."""
+    """Scores of the teacher, from the folder or the file of --scores, or made on the data."""
     path = folder / "scores.npz"
     if agreed(path.exists, first_only=True):
         return agreed(lambda: LayerScores.load(path))
-    given = {"samples": options.samples, "seed": options.seed, "memory": options.memory}
-    given |= {"protocol": options.protocol, "device": device, "progress": not options.quiet}
-    scores = score_layers(inputs.teacher.model, inputs.train, **given)
+    if options.scores is not None:
+        scores = agreed(lambda: _scores_in(options.scores, inputs.teacher.model, example))
+        check_by(options.by, list(scores.draws))
+    else:
+        given = {"model": inputs.teacher.model, "data": inputs.train, "layers": None}
+        given |= {"device": device, "progress": not options.quiet}
+        scores = score_layers(**options_of(score_layers, options) | given)
     if scores.settings["partial"]:
         raise KeyboardInterrupt
 
     def write() -> None:
+        by = RULES.get(options.by, options.by)
         write_frame(folder / "layers.csv", scores.to_frame())
         write_picture(folder / "layers.png", scores.plot(k=options.k, by=by))
         scores.save(path)  # last: where it is, the others are
 
     agreed(write, first_only=True)
+    return scores
+
+
+def _scores_in(path: str, teacher: nn.Module, example: Any) -> LayerScores:
+    """Scores of a file; ``ValueError`` where they are not of the teacher's layers."""
+    scores = LayerScores.load(path)
+    rows = scores.to_frame()[["layer", "shape"]].to_numpy()
+    with about(f"{path} has scores of another network"):
+        for layer, (name, shape) in zip(
+            describe_layers(teacher, [name for name, _ in rows], example), rows, strict=True
+        ):
+            if layer.shape != shape:
+                raise ValueError(f"layer {name!r} is {layer.shape} in the teacher, {shape} there")
     return scores
 
 

@@ -1,4 +1,4 @@
-"""Networks, as options name them: by a library's own loader, offline, or by a factory."""
+"""Networks, as options name them: by a library's own loader, from disk, or by a factory."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from geomkd.common.randomness import generator_options, seeded
 
 FORMS = "torchvision:NAME, timm:NAME, hf:NAME_OR_FOLDER or package.module:factory"
 LOCAL = {"local_files_only": True, "trust_remote_code": False}
-SIDE, TOKENS, LENGTH = 224, 8, 16_000  # of an example, where nothing tells it: one second of sound
-Filled = tuple[nn.Module, Callable[[Any], Tensor] | None]
+SIDE, FRAMES, TOKENS, LENGTH = 224, 16, 8, 16_000  # of an example, where nothing tells them
+Filled = tuple[nn.Module, Callable[[Any], Tensor] | None]  # a network, a transform of its images
 
 
 class Loaded(NamedTuple):
@@ -35,12 +35,12 @@ class Loaded(NamedTuple):
 class Door(NamedTuple):
     """What makes a network of a name."""
 
-    build: Callable[[int | None], nn.Module]  # by the seed; with another number of classes
+    build: Callable[[int | None], nn.Module]  # with so many classes, or as many as it has by itself
     n_classes: int | None = None  # that it has by itself
-    published: Callable[[str | None], Filled | None] = lambda name: None  # by the name of weights
+    published: Callable[[Any], Filled | None] = lambda weights: None  # None: its own; unknown: None
     transform: Callable[[], Any] = lambda: None  # of weights of its own number of classes
     shape: tuple[int, ...] | None = None
-    has_weights: bool = False  # of its own, without any being named
+    has_weights: bool = False  # of its own, where none are named
 
 
 def load_model(
@@ -51,31 +51,18 @@ def load_model(
     n_classes: int | None = None,
     option: str = "model",
 ) -> Loaded:
-    """Build a network and fill it with weights from disk, or by a seed.
+    """Build a network and fill it with weights from disk, or by a seed; nothing is downloaded.
 
-    Parameters
-    ----------
-    name : str
-        ``torchvision:resnet34`` or ``timm:resnet34``; ``hf:`` before a folder with a
-        ``config.json`` or a name in Hugging Face's cache, whose safetensors are its weights;
-        ``package.module:factory`` for a callable without arguments, found from the current folder
-        too. Nothing is downloaded.
-    weights : path, optional
-        A file of a state dict, see `read_state_dict`, whose number of classes counts. Or a name of
-        torchvision's weights that are on disk, or DEFAULT for those of timm.
-    seed : int
-        Seeds the initial weights.
-    n_classes : int, optional
-        Logits of a library's classifier without weights.
-    option : str
-        That named it, for errors.
+    ``name`` has one of the `FORMS`. A factory takes no arguments and is found from the current
+    folder too; what is Hugging Face's is a folder with a ``config.json`` or a name in the cache,
+    and brings its safetensors. ``weights`` is a file, see `read_state_dict`, whose number of
+    classes counts, or a name of torchvision's weights, or DEFAULT for timm's. Without any, a
+    library's classifier has ``n_classes`` logits. Errors name the ``option``.
 
     Raises
     ------
-    ValueError
-        A name of another form, an unknown model, weights that do not fit.
-    TypeError
-        A factory that does not make a module.
+    ValueError, TypeError
+        An unknown name, a factory of something else, weights that do not fit or are pickled.
     ImportError, FileNotFoundError
         A library, weights or a folder that is not there.
     """
@@ -88,8 +75,7 @@ def load_model(
             return Loaded(door.build(n_classes), None, f"{name}, {how}", door.shape)
         story = f"{name}, weights {weights or 'that it came with'}"
         if weights is None or not os.path.exists(weights):
-            filled = door.published(weights)
-            if filled is None:
+            if (filled := door.published(weights)) is None:
                 raise FileNotFoundError(f"there is no file {weights}")
             return Loaded(*filled, story, door.shape)
         state, model = read_state_dict(weights), door.build(None)
@@ -134,10 +120,8 @@ def _door(name: str, option: str) -> Door:
 
 def _torchvision(name: str) -> Door:
     models = _imported("torchvision.models", "vision")
-    try:
-        default = models.get_model_weights(name).DEFAULT
-    except ValueError:
-        raise _unknown("torchvision", name, models.list_models()) from None
+    _check_known("torchvision", name, models.list_models())
+    default = models.get_model_weights(name).DEFAULT
     options = {"weights": None}
     if "weights_backbone" in signature(models.get_model_builder(name)).parameters:
         options["weights_backbone"] = None  # by default they are downloaded
@@ -153,16 +137,15 @@ def _torchvision(name: str) -> Door:
         return model, kind.transforms()
 
     side = getattr(default.transforms(), "crop_size", [SIDE])[0]
-    shape = (3, *[16] * (default.transforms.func.__name__ == "VideoClassification"), side, side)
+    is_video = default.transforms.func.__name__ == "VideoClassification"
+    shape = (3, *[FRAMES] * is_video, side, side)
     n_classes = len(default.meta.get("categories", ()))
     return Door(build, n_classes, published, default.transforms, shape)
 
 
 def _timm(name: str) -> Door:
     timm = _imported("timm", "timm")
-    known = timm.list_models() if "." not in name else timm.list_pretrained()
-    if name not in known:
-        raise _unknown("timm", name, known)
+    _check_known("timm", name, timm.list_pretrained() if "." in name else timm.list_models())
     about = timm.get_pretrained_cfg(name)
 
     def build(n_classes: int | None, **weights: Any) -> nn.Module:
@@ -174,8 +157,7 @@ def _timm(name: str) -> Door:
     def published(weights: str) -> Filled | None:
         if weights != "DEFAULT":
             return None
-        file = _file(about.hf_hub_id, "model.safetensors")
-        if file is None:
+        if (file := _file(about.hf_hub_id, "model.safetensors")) is None:
             at = f"{about.hf_hub_id} in Hugging Face's cache"
             raise FileNotFoundError(f"there is no model.safetensors of {at}; nothing is downloaded")
         overlay = {"state_dict": read_state_dict(file)}
@@ -187,16 +169,13 @@ def _timm(name: str) -> Door:
 def _hugging_face(name: str) -> Door:
     transformers = _imported("transformers", "transformers")
     if _file(name, "config.json") is None:
-        raise FileNotFoundError(
-            f"there is no folder {name} with a config.json, nor a model of this name in Hugging "
-            "Face's cache; nothing is downloaded"
-        )
+        nor = "nor a model of this name in Hugging Face's cache; nothing is downloaded"
+        raise FileNotFoundError(f"there is no folder {name} with a config.json, {nor}")
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     config = transformers.AutoConfig.from_pretrained(name, **LOCAL)
     safe = [_file(name, f"model.safetensors{more}") for more in ("", ".index.json")]
     pickled = _file(name, "pytorch_model.bin")
-    has_weights = any((*safe, pickled))
     # The head that the configuration says; where it says nothing one for classes, if there is one.
     written, kind = (config.architectures or [""])[0], transformers.AutoModel
     for task in ("Audio", "Sequence", "Image"):
@@ -210,17 +189,15 @@ def _hugging_face(name: str) -> Door:
         return kind.from_config(config, trust_remote_code=False).float()
 
     def transform() -> Any:
-        if _file(name, "preprocessor_config.json") is None:
-            return None
-        return Processed(transformers.AutoImageProcessor.from_pretrained(name, **LOCAL))
+        has_one = _file(name, "preprocessor_config.json") is not None
+        return Processed(transformers.AutoImageProcessor, name) if has_one else None
 
     def published(weights: str | None) -> Filled | None:
         if weights is not None:
             return None
         if not any(safe):
-            raise ValueError(
-                f"{pickled} is pickled and not read, since it may run code: save it as safetensors"
-            )
+            remedy = "save it as safetensors"
+            raise ValueError(f"{pickled} is pickled and not read, since it may run code: {remedy}")
         options = LOCAL | {"use_safetensors": True, "output_loading_info": True}
         try:
             model, told = kind.from_pretrained(name, **options)
@@ -231,6 +208,7 @@ def _hugging_face(name: str) -> Door:
         return model.float(), transform()
 
     n_classes = None if kind is transformers.AutoModel else config.num_labels
+    has_weights = any((*safe, pickled))
     return Door(build, n_classes, published, transform, _shape_of(config), has_weights)
 
 
@@ -240,8 +218,8 @@ DOORS = {"torchvision": _torchvision, "timm": _timm, "hf": _hugging_face}
 class Processed:
     """Images by a processor of transformers, from PIL or from tensors in [0, 1]."""
 
-    def __init__(self, processor: Any) -> None:
-        self.processor = processor
+    def __init__(self, kind: Any, name: str) -> None:
+        self.processor = kind.from_pretrained(name, **LOCAL)
 
     def __call__(self, image: Any) -> Tensor:
         """Return what the processor makes of an image."""
@@ -262,9 +240,10 @@ def _imported(library: str, extra: str) -> Any:
         raise ImportError(f"this needs {name}: pip install geomkd[{extra}]") from error
 
 
-def _unknown(library: str, name: str, known: list[str]) -> ValueError:
-    close = ", ".join(difflib.get_close_matches(name, known, n=5)) or "none"
-    return ValueError(f"{library} has no model {name!r}; close matches: {close}")
+def _check_known(library: str, name: str, known: list[str]) -> None:
+    if name not in known:
+        close = ", ".join(difflib.get_close_matches(name, known, n=5)) or "none"
+        raise ValueError(f"{library} has no model {name!r}; close matches: {close}")
 
 
 def _file(name: str, file: str) -> str | None:
@@ -285,28 +264,26 @@ def example_of(loaded: Loaded, image_size: int | None = None) -> Any:
     """Make a batch of two inputs such as a network takes, of noise or of any words.
 
     Of transformers' networks it is a mapping: images, words with their mask, or sounds. What no
-    library tells is read off the first layer.
+    library tells is read off the first layer with weights.
 
     Examples
     --------
     >>> example_of(Loaded(nn.Sequential(nn.Flatten(), nn.Linear(5, 2)), None, "")).shape
     torch.Size([2, 5])
     """
-    model, shape = loaded.model, loaded.shape
+    model, shape, noise = loaded.model, loaded.shape, generator_options(0)
     config, name = getattr(model, "config", None), getattr(model, "main_input_name", None)
     ids = 3 + torch.arange(2 * TOKENS).reshape(2, TOKENS)
     if name == "input_ids":
         text = config.get_text_config()
         if isinstance(text.eos_token_id, int):  # some heads read there
             ids[:, -1] = text.eos_token_id
-        ids %= text.vocab_size
-        example = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        words = {"input_ids": ids % text.vocab_size, "attention_mask": torch.ones_like(ids)}
         if config.is_encoder_decoder:
-            example["decoder_input_ids"] = ids
-        if not hasattr(config, "vision_config"):
-            return example
-        shape = _shape_of(config.vision_config)
-        return example | {"pixel_values": torch.rand(2, *shape, **generator_options(0))}
+            words["decoder_input_ids"] = words["input_ids"]
+        if hasattr(config, "vision_config"):
+            words["pixel_values"] = torch.rand(2, *_shape_of(config.vision_config), **noise)
+        return words
     if shape is None:
         kinds = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Embedding
         first = next((m for m in model.modules() if isinstance(m, kinds)), None)
@@ -314,23 +291,21 @@ def example_of(loaded: Loaded, image_size: int | None = None) -> Any:
             raise ValueError(f"no layer tells what a {type(model).__name__} takes")
         if isinstance(first, nn.Embedding):
             return ids % first.num_embeddings
-        sides = ((), (LENGTH,), (SIDE, SIDE), (16, SIDE, SIDE))[first.weight.ndim - 2]
-        shape = (first.in_features if not sides else first.in_channels, *sides)
+        sides = ((), (LENGTH,), (SIDE, SIDE), (FRAMES, SIDE, SIDE))[first.weight.ndim - 2]
+        shape = (first.in_channels if sides else first.in_features, *sides)
     if image_size is not None and len(shape) > 2:
         shape = (*shape[:-2], image_size, image_size)
-    noise = torch.rand(2, *shape, **generator_options(0))
-    return noise if name is None else {name: noise}
+    example = torch.rand(2, *shape, **noise)
+    return example if name is None else {name: example}
 
 
 def _shape_of(config: Any) -> tuple[int, ...]:
-    """Shape of an image or a sound that a network of transformers takes."""
+    """Shape of an image, a spectrum or a sound, as a configuration of transformers has it."""
     if hasattr(config, "num_channels"):
         side = getattr(config, "image_size", SIDE)
         sides = side if isinstance(side, list | tuple) else (side, side)
         frames = (config.num_frames,) if hasattr(config, "num_frames") else ()
         return (*frames, config.num_channels, *sides)
-    if not hasattr(config, "num_mel_bins"):
-        return (LENGTH,)
-    if hasattr(config, "max_source_positions"):
-        return config.num_mel_bins, 2 * config.max_source_positions
-    return config.max_length, config.num_mel_bins
+    if hasattr(config, "num_mel_bins") and hasattr(config, "max_length"):
+        return config.max_length, config.num_mel_bins
+    return (LENGTH,)

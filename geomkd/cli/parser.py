@@ -18,10 +18,8 @@ from geomkd.distillation import distill
 from geomkd.distillation.rivals import OBJECTIVES
 from geomkd.distillation.running.recipe import PRECISIONS
 from geomkd.distillation.running.teacher import CACHE_DTYPES
-from geomkd.measures.quality import TERMS
 from geomkd.measures.table import NAMES
 from geomkd.scoring.layer_scores import LayerScores
-from geomkd.scoring.rules import RULES
 from geomkd.scoring.score_layers import score_layers
 
 DATA = "FILE.npz, a folder of class folders, or of IDX files"
@@ -108,13 +106,9 @@ def _score(commands: argparse._SubParsersAction) -> None:
     add("--data", DATA, required=True)
     _add_images(score)
     add("--layers", "names of modules (default: blocks, activations, head input)", nargs="+")
-    add("--definition", "published or robust")
-    add("--pool", "flatten (default), mean, max, cls or published")
-    add("--measures", f"of {', '.join(NAMES)}", nargs="+")
     add("--subsamples", "half-samples behind the ranks")
     add("--sweep", "smaller sample sizes to score beside", type=int, nargs="+")
     _add_scoring(score)
-    add("--by", "score to select by, or sqrt_si, or loes (default: quality or the first)")
     add("--device", "where to run (default: where the model is)")
     _add_common(score, score_layers)
 
@@ -135,9 +129,8 @@ def _distill(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
     add("--set", "options of the objective", nargs="+", metavar="NAME=VALUE")
     add("--layers", "of the teacher: auto (by scores, default), even, last or names", nargs="+")
     add("--pairs", "of teacher and student layers, in place of --layers", nargs="+", metavar="T:S")
+    add("--scores", "of the teacher's layers, in place of scoring", type=path, metavar="FILE.npz")
     _add_scoring(parser)
-    by = (*TERMS, *RULES)
-    add("--by", "score to select by (default: quality)", choices=by, default="quality")
     add("--epochs")
     add("--batch-size", "over all processes")
     add("--accumulate", "parts of a process's batch")
@@ -186,7 +179,11 @@ def _add_scoring(parser: argparse.ArgumentParser) -> None:
     add = _adder(parser, score_layers)
     add("--samples", "most images that are scored")
     add("--protocol", "paper: all of the published sampling of Q", choices=["paper"])
+    add("--definition", "published or robust")
+    add("--pool", "flatten (default), mean, max, cls or published")
+    add("--measures", f"of {', '.join(NAMES)}", nargs="+")
     _adder(parser, LayerScores.select)("--k", "layers to select")
+    add("--by", "score to select by, or sqrt_si, or loes (default: quality or the first)")
     add("--memory", "most memory of scoring beside model and data")
 
 

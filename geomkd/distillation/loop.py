@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 from tqdm import tqdm
 
 from geomkd.common.distributed import summed, take_from_first, world
@@ -24,7 +26,7 @@ from geomkd.distillation.running.run_state import Progress, Run, config_of, rest
 from geomkd.distillation.running.setup import as_objective, join, placed
 from geomkd.distillation.running.student_step import gradients_averaged, student_step
 from geomkd.distillation.running.teacher import teacher_of
-from geomkd.distillation.running.tracking import Means, Scalars
+from geomkd.distillation.running.tracking import Means, Scalars, warn_at_chance
 from geomkd.network.forward import Forward, call, evaluating, first_tensor
 
 if TYPE_CHECKING:
@@ -47,6 +49,8 @@ def distill(
     lr: float = 0.0075,
     lr_scale: Mapping[str, float] | None = None,
     weight_decay: float = 0.01,
+    optimizer: Callable[[list[nn.Parameter]], Optimizer] | None = None,
+    schedule: Callable[[Optimizer, int], LRScheduler] | None = None,
     clip_norm: float | None = None,
     head_clip_norm: float | None = None,
     seed: int = 0,
@@ -105,6 +109,12 @@ def distill(
     lr_scale : mapping of str to float, optional
         Factors of the rate for the student's parameters whose names begin so; the longest prefix
         counts: ``{"": 0.01, "fc": 1.0}``.
+    optimizer : callable, optional
+        ``optimizer(parameters)`` makes what trains them in place of AdamW, with a rate of its own.
+        It is called for backbone and projectors, and again for a head that is detached.
+    schedule : callable, optional
+        ``schedule(optimizer, steps_per_epoch)`` makes an `LRScheduler` in place of the one cycle;
+        it is stepped after every step, not every epoch.
     clip_norm, head_clip_norm : float, optional
         Largest norm of the gradient of backbone and projectors, and apart from it of the head
         (``clip_norm`` by default), so that logit gradients cannot change the backbone's step.
@@ -157,7 +167,9 @@ def distill(
     Warns
     -----
     UserWarning
-        A damaged checkpoint (the one before is used), or one that could not be written.
+        A damaged checkpoint (the one before is used), or one that could not be written. A training
+        accuracy of the last epoch that is not above the share of the commonest label by more than
+        two standard errors: the head has learned nothing.
 
     Notes
     -----
@@ -186,6 +198,13 @@ def distill(
     ...                  progress=False)
     >>> list(result.history)[:5]
     ['epoch', 'loss', 'features', 'cross_entropy', 'train_accuracy']
+
+    Steps at epochs 150, 180 and 210 of 240, with SGD:
+
+    >>> recipe = {
+    ...     "optimizer": lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9, weight_decay=5e-4),
+    ...     "schedule": lambda o, n: torch.optim.lr_scheduler.MultiStepLR(o, [150*n, 180*n, 210*n]),
+    ... }  # distill(..., epochs=240, **recipe)
     """
     recipe = Recipe(
         epochs=epochs,
@@ -198,6 +217,8 @@ def distill(
         head_clip_norm=head_clip_norm,
         seed=seed,
         precision=precision,
+        optimizer=optimizer,
+        schedule=schedule,
     )
     objective = as_objective(objective)
     device = placed(student, teacher, device, channels_last=channels_last)
@@ -230,9 +251,7 @@ def distill(
             precision=precision,
             progress=progress,
         )
-        optimisers, schedules = recipe.optimisers(
-            student, networks.groups, epochs * len(train.order)
-        )
+        optimisers, schedules = recipe.optimisers(student, networks.groups, len(train.order))
         run = Run(
             networks=networks,
             train=train,
@@ -249,13 +268,11 @@ def distill(
             scalars=stack.enter_context(Scalars(log_dir)),
         )
         if checkpoint_dir is not None:
-            config = config_of(
-                networks, train, recipe, augment=augment is not None, cached=ask_teacher.stored
-            )
             run.checkpoints = Checkpoints(
-                checkpoint_dir, config, every=checkpoint_steps, resume=resume
+                checkpoint_dir, config_of(run), every=checkpoint_steps, resume=resume
             )
         history = fit(run, progress)
+        warn_at_chance(history["train_accuracy"].iloc[-1], train, stacklevel=3)
     return DistillationResult(
         networks.student.eval(), networks.projectors, history, networks.pairs, objective.name
     )

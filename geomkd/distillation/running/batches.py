@@ -74,6 +74,7 @@ class Batches:
         self.name, self.device = name, device
         self.keys = (input_key, label_key)
         self.n_classes: int | None = None
+        self.counts: Any = 0  # of each label, as they come
         with about(name):
             self.source = source_of(data, self.keys, streams=False, soft=True)
             if isinstance(self.source, Tensors):
@@ -121,6 +122,14 @@ class Batches:
         for part in index.split(batch_size):
             yield self.of(part.tolist())
 
+    def chance(self) -> float | None:
+        """Return the share of the commonest label; None before an epoch's labels have come."""
+        counts = self.counts if self._loader else _counted(self.source.targets)
+        counts = torch.as_tensor(counts)
+        total = int(counts.sum())
+        enough = total * self.order.world.size >= self.order.n_samples
+        return int(counts.max()) / total if enough else None
+
     def check_labels(self, n_classes: int) -> None:
         """Check the labels against the number of logits: some now, of data sets all as they come.
 
@@ -147,6 +156,7 @@ class Batches:
             inputs, labels = split(batch, self.keys, soft=True)
         if self.n_classes is not None:
             self._check_range(labels, self.n_classes)
+            self.counts = self.counts + _counted(labels, self.n_classes)
         return to_device((inputs, labels), self.device)
 
     def _check_range(self, labels: Tensor, n_classes: int) -> None:
@@ -189,6 +199,10 @@ class SeededItems(Dataset):
         with HostDraws(seed_of(self.seed, *keys[0])):
             items = fetch(index) if fetch else [self.dataset[i] for i in index]
             return self.collate(items)
+
+
+def _counted(labels: Tensor, n_classes: int = 0) -> Tensor:
+    return (labels if labels.ndim == 1 else labels.argmax(dim=1)).bincount(minlength=n_classes)
 
 
 def _as_it_is(batch: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from geomkd.common.distributed import summed, world
+from geomkd.distillation.running.batches import Batches
 
 
 class Means:
@@ -74,6 +76,22 @@ class Means:
         """Go on from a state."""
         self.names, self.sums = list(state["names"]), list(state["sums"])
         self.n_samples, self.unread = state["n_samples"], None
+
+
+def warn_at_chance(accuracy: float, train: Batches, *, stacklevel: int) -> None:
+    """Warn where a training accuracy is no better than always naming the commonest label."""
+    chance = train.chance()
+    if chance is None or not world().is_first:
+        return
+    error = math.sqrt(chance * (1 - chance) / train.order.n_samples)
+    if accuracy <= chance + 2 * error:
+        warnings.warn(
+            f"the student's head has learned nothing: its training accuracy in the last epoch, "
+            f"{accuracy:.3f}, is not above the share of the commonest label, {chance:.3f}, by more "
+            f"than two standard errors of {error:.3f} each; train longer, or look at the rate, the "
+            "inputs and the labels",
+            stacklevel=stacklevel,
+        )
 
 
 class Scalars:
