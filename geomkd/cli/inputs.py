@@ -5,26 +5,26 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from geomkd.cli.models import Loaded, brings_weights, load_model
+from geomkd.cli.models import Loaded, load_model
+from geomkd.cli.parser import options_of
 from geomkd.datasets import load_folder, loader_of, open_dataset
 from geomkd.network.forward import call, evaluating
 
 
-@dataclass(frozen=True)
-class Inputs:
+class Inputs(NamedTuple):
     """What a distillation starts from."""
 
     student: Loaded
     teacher: Loaded | None  # None where the objective asks for none
     train: Dataset
     val: Dataset | None
+    validation: str | None  # what names the validation data
     n_classes: int  # of the training data
     images: str  # what is done to an image, in words
 
@@ -40,35 +40,36 @@ def load_inputs(options: argparse.Namespace, *, needs_teacher: bool) -> Inputs:
         if getattr(options, name) is None:
             raise ValueError(f"--{name} is needed, on the command line or in a --config file")
 
+    names = {role: getattr(options, role) for role in roles}
+    weights = {role: getattr(options, f"{role}_weights") for role in roles}
+
     def network(role: str, n_classes: int | None = None) -> Loaded:
-        known = {"weights": getattr(options, f"{role}_weights"), "seed": options.seed}
-        return load_model(getattr(options, role), option=role, n_classes=n_classes, **known)
+        known = {"weights": weights[role], "seed": options.seed, "option": role}
+        return load_model(names[role], n_classes=n_classes, **known)
 
-    def data(path: str, split: str | None, option: str) -> tuple[Dataset, str]:
-        return load_data(path, source, split=split, option=option, **images_of(options))
-
-    given = {role: getattr(options, f"{role}_weights") for role in roles}
-    weighted = [role for role in roles if given[role] or brings_weights(getattr(options, role))]
-    models = {role: network(role) for role in weighted}
+    # Of Hugging Face's the configuration tells the number of classes.
+    first = [r for r in roles if weights[r] is not None or names[r].startswith("hf:")]
+    models = {role: network(role) for role in first}
     source = next((m for m in models.values() if m.transform), Loaded(nn.Identity(), None, ""))
-    train, images = data(options.data, options.split, "split")
-    val, n_classes = None, n_classes_of(train)
+    how = options_of(load_data, options)
+    train, images = load_data(options.data, source, **how)
+    val = validation = None
+    ours = _class_names(train)
     if options.val_data is not None or options.val_split is not None:
-        val, _ = data(options.val_data or options.data, options.val_split, "val-split")
-        ours, theirs = _class_names(train), _class_names(val)
+        validation = options.val_data or options.data
+        how |= {"split": options.val_split, "option": "val-split"}
+        val, _ = load_data(validation, source, **how)
+        validation += f" ({options.val_split})" if options.val_split is not None else ""
+        theirs = _class_names(val)
         if ours and theirs and ours != theirs:
-            raise ValueError(
-                f"training and validation data must have the same classes; got {ours} and {theirs}"
-            )
+            both = f"{ours} and {theirs}"
+            raise ValueError(f"training and validation data must have the same classes; got {both}")
+    n_classes = len(ours or ()) or int(torch.as_tensor(train.targets).max()) + 1
     models |= {role: network(role, n_classes) for role in roles if role not in models}
     for role, loaded in models.items():
-        check_takes_images(f"--{role} {getattr(options, role)}", loaded, train)
-    return Inputs(models["student"], models.get("teacher"), train, val, n_classes, images)
-
-
-def n_classes_of(data: Any) -> int:
-    """Count the classes of a data set: its names, or as many as its largest label tells."""
-    return len(_class_names(data) or ()) or int(torch.as_tensor(data.targets).max()) + 1
+        check_takes_images(f"--{role} {names[role]}", loaded, train)
+    teacher = models.get("teacher")
+    return Inputs(models["student"], teacher, train, val, validation, n_classes, images)
 
 
 def _class_names(data: Any) -> list[str] | None:
@@ -76,11 +77,6 @@ def _class_names(data: Any) -> list[str] | None:
 
 
 # ---- data ----------------------------------------------------------------------------------------
-
-
-def images_of(options: argparse.Namespace) -> dict[str, Any]:
-    """Options of the images, as `load_data` takes them."""
-    return {name: getattr(options, name) for name in ("image_size", "mean", "std")}
 
 
 def load_data(
@@ -111,7 +107,8 @@ def load_data(
         words = ", ".join(f"{key} {value}" for key, value in given.items())
         data = open_dataset(path, **options, **given)
         return data, f"scaled to [0, 1]{'; ' if words else ''}{words}"
-    words = f"the weights' own: {' '.join(str(loaded.transform).split())}"
+    name = getattr(loaded.transform, "__name__", str(loaded.transform))
+    words = f"the weights' own: {' '.join(name.split())}"
     if has_folders:
         return load_folder(path, transform=loaded.transform), words
     return Transformed(open_dataset(path, **options), loaded.transform), words
@@ -131,16 +128,7 @@ def check_takes_images(name: str, loaded: Loaded, data: Dataset) -> None:
 
 
 class Transformed(Dataset):
-    """A data set of (image, label) with a transform of the images.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from torch.utils.data import TensorDataset
-    >>> data = TensorDataset(torch.ones(2, 3), torch.tensor([0, 1]))
-    >>> Transformed(data, lambda image: image * 2)[0][0]
-    tensor([2., 2., 2.])
-    """
+    """A data set of (image, label) with a transform of the images."""
 
     def __init__(self, data: Any, transform: Callable[[Any], Tensor]) -> None:
         self.data, self.transform = data, transform

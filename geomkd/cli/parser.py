@@ -119,7 +119,7 @@ def _distill(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
     path = os.path.abspath
     add("--config", "options by their names; the command line overrides", metavar="FILE.toml")
     for role in ("teacher", "student"):
-        add(f"--{role}", FORMS, type=_model)
+        add(f"--{role}", FORMS)
         add(f"--{role}-weights", WEIGHTS, type=_weights)
     add("--data", DATA, type=path)
     _add_images(parser)
@@ -141,16 +141,14 @@ def _distill(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
     add("--precision", choices=PRECISIONS)
     add("--compile", "the student")
     add("--channels-last", "memory format of images")
-    boolean = argparse.BooleanOptionalAction
-    add("--cache", "teacher features", action=boolean, default=False)
+    add("--cache", "teacher features", action=argparse.BooleanOptionalAction, default=False)
     add("--cache-dir", "where to (default: under the results)", type=path)
     add("--cache-dtype", "default: the teacher's", choices=[*filter(None, CACHE_DTYPES)])
     add("--checkpoint-steps", "checkpoints between those of the epochs", type=int)
     add("--log-dir", "folder for TensorBoard's scalars", type=path)
     add("--device", "where to run (default: this process's accelerator, if there is one)")
-    parser.add_argument(
-        "--resume", action="store_true", help="go on where the run in --out was, or begin it"
-    )
+    go_on = "go on where the run in --out was, or begin it"
+    parser.add_argument("--resume", action="store_true", help=go_on)
     _add_common(parser, distill)
     return parser
 
@@ -159,12 +157,6 @@ def _weights(text: str) -> str:
     """Make the path of a file absolute; a name of weights, such as DEFAULT, stays."""
     is_name = text.split(".")[-1].isupper() and not os.path.exists(text)
     return text if is_name else os.path.abspath(text)
-
-
-def _model(text: str) -> str:
-    """Make the path of a folder of Hugging Face's absolute."""
-    folder = text.removeprefix("hf:")
-    return f"hf:{os.path.abspath(folder)}" if text != folder and os.path.isdir(folder) else text
 
 
 def _add_images(parser: argparse.ArgumentParser) -> None:

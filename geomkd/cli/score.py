@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from geomkd.cli.inputs import check_takes_images, images_of, load_data
+from geomkd.cli.inputs import check_takes_images, load_data
 from geomkd.cli.models import load_model
 from geomkd.cli.parser import options_of
 from geomkd.common.results_folder import (
@@ -32,7 +32,7 @@ def scored(options: argparse.Namespace, say: Callable[[str], Any]) -> None:
     check_by(options.by, columns_of(named(options.measures)))
     check_new(options.out)
     loaded = load_model(options.model, weights=options.weights, seed=options.seed)
-    data, images = load_data(options.data, loaded, split=options.split, **images_of(options))
+    data, images = load_data(options.data, loaded, **options_of(load_data, options))
     check_takes_images(f"--model {options.model}", loaded, data)
     say(f"model: {loaded.story}\ndata: {options.data}, {len(data)} images\nimages: {images}")
     inputs = {"model": loaded.model, "data": data, "progress": not options.quiet}

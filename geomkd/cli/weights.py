@@ -46,13 +46,7 @@ def read_state_dict(path: str | os.PathLike) -> dict[str, Tensor]:
 
 
 def fitted(state: Mapping[str, Tensor], own: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Weights under the names that a network, of whose state dict ``own`` is, has for them.
-
-    Examples
-    --------
-    >>> fitted({"net.fc.bias": torch.ones(1)}, {"module.fc.bias": torch.zeros(1)})
-    {'module.fc.bias': tensor([1.])}
-    """
+    """Weights under the names that a network, of whose state dict ``own`` is, has for them."""
     names = {_plain(name): name for name in own}
     for prefix in (f"{key}." for key in KEYS):  # of a trainer that held the network so
         mine = any(name.startswith(prefix) for name in names)
@@ -88,11 +82,7 @@ def n_classes_in(state: Mapping[str, Tensor], own: Mapping[str, Tensor], known: 
 
 
 def on_disk(name: str, default: Any) -> tuple[Path, Any]:
-    """Find the file of weights that torchvision publishes, and the member of their enumeration.
-
-    ``default`` is another member of it. ``FileNotFoundError`` names the weights that there are, or
-    where the file should be.
-    """
+    """Find a file of torchvision's weights, and their member of the enumeration of ``default``."""
     kinds = type(default).__members__
     kind = kinds.get(str(name).removeprefix(f"{type(default).__name__}."))
     if kind is None:
@@ -110,11 +100,15 @@ def on_disk(name: str, default: Any) -> tuple[Path, Any]:
 def _content(path: str | os.PathLike) -> Any:
     try:
         if Path(path).suffix == ".safetensors":
-            return _safetensors(path)
+            from safetensors.torch import load_file
+
+            return load_file(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the error says it all
             return torch.load(path, map_location=torch.empty(0).device, weights_only=True)
-    except (OSError, ImportError):
+    except ModuleNotFoundError as error:
+        raise ImportError(f"{path} needs pip install geomkd[safetensors]") from error
+    except OSError:
         raise
     except Exception as error:  # what the content of any file raises has no end
         objects = re.search(r"GLOBAL (\S+)", str(error))
@@ -128,14 +122,6 @@ def _content(path: str | os.PathLike) -> Any:
         reason = (text.strip().splitlines() or ["it ends too early"])[0]
         kind = type(error).__name__
         raise ValueError(f"{path} is no file of weights ({kind}: {reason})") from None
-
-
-def _safetensors(path: str | os.PathLike) -> dict[str, Tensor]:
-    try:
-        from safetensors.torch import load_file
-    except ModuleNotFoundError as error:
-        raise ImportError(f"{path} needs pip install geomkd[safetensors]") from error
-    return load_file(path)
 
 
 def _plain(name: str) -> str:

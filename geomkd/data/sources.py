@@ -292,17 +292,14 @@ def split(batch: Any, keys: Keys, *, soft: bool = False) -> tuple[Any, Tensor]:
 def collated(items: list[Any]) -> Any:
     """Make a batch as `default_collate` does; say what is amiss with texts that are not padded."""
     for part in items[0] if isinstance(items[0], tuple) else items[:1]:
-        values = part.items() if isinstance(part, Mapping) else ()
-        if lists := [key for key, value in values if isinstance(value, list)]:
-            fix = "a Hugging Face Dataset gives tensors after .with_format('torch')"
-            raise TypeError(f"samples must hold tensors; got a list as {lists[0]!r} ({fix})")
+        if isinstance(part, Mapping) and any(isinstance(x, list) for x in part.values()):
+            remedy = "a Hugging Face Dataset gives tensors after .with_format('torch')"
+            raise TypeError(f"samples must hold tensors; got lists in {list(part)} ({remedy})")
     try:
         return default_collate(items)
     except RuntimeError as error:
-        raise ValueError(
-            f"these samples make no batch ({error}): pad them, or give a DataLoader with a "
-            "collate_fn that does, such as transformers' DataCollatorWithPadding"
-        ) from error
+        how = "pad them, or give a DataLoader whose collate_fn does (DataCollatorWithPadding)"
+        raise ValueError(f"these samples make no batch ({error}): {how}") from error
 
 
 def item_of(inputs: Any, i: int) -> Any:

@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 from tqdm import tqdm
 
 from geomkd.common.distributed import summed, take_from_first, world
@@ -49,8 +47,8 @@ def distill(
     lr: float = 0.0075,
     lr_scale: Mapping[str, float] | None = None,
     weight_decay: float = 0.01,
-    optimizer: Callable[[list[nn.Parameter]], Optimizer] | None = None,
-    schedule: Callable[[Optimizer, int], LRScheduler] | None = None,
+    optimizer: Callable[[list[nn.Parameter]], Any] | None = None,
+    schedule: Callable[[Any, int], Any] | None = None,
     clip_norm: float | None = None,
     head_clip_norm: float | None = None,
     seed: int = 0,
@@ -167,9 +165,9 @@ def distill(
     Warns
     -----
     UserWarning
-        A damaged checkpoint (the one before is used), or one that could not be written. A training
-        accuracy of the last epoch that is not above the share of the commonest label by more than
-        two standard errors: the head has learned nothing.
+        A damaged checkpoint (the one before is used), or one that could not be written. A head that
+        has learned nothing: its training accuracy in the last epoch is not two standard errors
+        above the share of the commonest label (of 1 / n_classes where only the samples tell it).
 
     Notes
     -----
@@ -199,12 +197,10 @@ def distill(
     >>> list(result.history)[:5]
     ['epoch', 'loss', 'features', 'cross_entropy', 'train_accuracy']
 
-    Steps at epochs 150, 180 and 210 of 240, with SGD:
+    SGD with steps at epochs 150, 180 and 210: ``distill(..., optimizer=sgd, schedule=steps)``
 
-    >>> recipe = {
-    ...     "optimizer": lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9, weight_decay=5e-4),
-    ...     "schedule": lambda o, n: torch.optim.lr_scheduler.MultiStepLR(o, [150*n, 180*n, 210*n]),
-    ... }  # distill(..., epochs=240, **recipe)
+    >>> sgd = lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9, weight_decay=5e-4)
+    >>> steps = lambda o, n: torch.optim.lr_scheduler.MultiStepLR(o, [150 * n, 180 * n, 210 * n])
     """
     recipe = Recipe(
         epochs=epochs,
@@ -272,7 +268,8 @@ def distill(
                 checkpoint_dir, config_of(run), every=checkpoint_steps, resume=resume
             )
         history = fit(run, progress)
-        warn_at_chance(history["train_accuracy"].iloc[-1], train, stacklevel=3)
+    reached, known = history["train_accuracy"].iloc[-1], train.source.known_labels()
+    warn_at_chance(reached, known, networks.n_classes, train.order.n_samples)
     return DistillationResult(
         networks.student.eval(), networks.projectors, history, networks.pairs, objective.name
     )

@@ -8,14 +8,7 @@ import torch
 from torch import nn
 
 from geomkd.common.randomness import random_fingerprint
-from geomkd.network.forward import (
-    Forward,
-    evaluating,
-    first_call,
-    first_tensor,
-    modules_by_name,
-    unwrap,
-)
+from geomkd.network.forward import Forward, evaluating, first_tensor, modules_by_name, tried, unwrap
 from geomkd.network.hooks import Target, watching
 
 
@@ -62,7 +55,7 @@ def events_of(
     devices = {parameter.device for parameter in root.parameters()}
     with evaluating(model), watching(root, modules_by_name(root).values(), see, restart):
         before = random_fingerprint(*devices)
-        first_call(root, example_input, forward)
+        tried(root, example_input, forward)
         draws = random_fingerprint(*devices) != before
     widest, given = 0, 0
     for event in events:

@@ -56,19 +56,17 @@ def call(model: nn.Module, batch: Any, forward: Forward | None = None) -> Any:
     return model(batch)
 
 
-def first_call(model: nn.Module, batch: Any, forward: Forward | None = None) -> Any:
-    """`call`, for the first time with such a batch; says so where it fails on uint8 images."""
+def tried(model: nn.Module, batch: Any, forward: Forward | None = None) -> Any:
+    """`call` for the first time; says so where the model fails because images are uint8."""
     try:
         return call(model, batch, forward)
     except RuntimeError as error:
         raw = [x for x in tensors_in(batch) if x.dtype == torch.uint8 and forward is None]
         if not raw:
             raise
-        raise ValueError(
-            f"the model does not take uint8, {tuple(raw[0].shape)} ({error}): make images float, "
-            "(n, C, H, W), and normalise them as the model was trained: x.float() / 255, less the "
-            "mean and by the standard deviation of each channel"
-        ) from error
+        what = f"the model does not take uint8, {tuple(raw[0].shape)} ({error}): make images float,"
+        how = "(n, C, H, W), and normalise them as the model was trained: x.float() / 255, less the"
+        raise ValueError(f"{what} {how} mean and by the deviation of each channel") from error
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:

@@ -201,8 +201,9 @@ def test_a_folder_that_is_there_needs_resume(here, capsys):
     assert main([*options, "--resume", "--memory", "1GB"]) == 0  # finished: its result again
     after = [(here / "run" / name).read_bytes() for name in ("student.pt", "history.csv")]
     assert after == before
-    for name, there, given in (("lr", "0.0075", "0.5"), ("samples", "5000", "10")):
+    for name, there, given in (("lr", "0.0075", "0.5"), ("batch-size", "16", "10")):
         assert main([*options, "--resume", f"--{name}", given]) == 2
+        name = name.replace("-", "_")
         text = f"config.toml belongs to another run: {name} is {there} there and {given} here"
         assert text in capsys.readouterr().err
 

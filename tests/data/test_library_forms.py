@@ -128,12 +128,12 @@ def test_labels_in_place_of_those_of_a_mapping(expected):
         (
             [{"input_ids": IDS[i].tolist(), "label": int(Y[i])} for i in ROWS],
             TypeError,
-            r"got a list as 'input_ids' \(a Hugging Face .* after .with_format\('torch'\)",
+            r"got lists in .* \(a Hugging Face .* after .with_format\('torch'\)",
         ),
         (
             [({"input_ids": IDS[i, : 1 + i % 5]}, int(Y[i])) for i in ROWS],
             ValueError,
-            "make no batch .*: pad them, or give a DataLoader with a .*DataCollatorWithPadding",
+            "make no batch .*: pad them, or give a DataLoader whose .*DataCollatorWithPadding",
         ),
     ],
 )

@@ -74,13 +74,11 @@ class Batches:
         self.name, self.device = name, device
         self.keys = (input_key, label_key)
         self.n_classes: int | None = None
-        self.counts: Any = 0  # of each label, as they come
         with about(name):
             self.source = source_of(data, self.keys, streams=False, soft=True)
-            if isinstance(self.source, Tensors):
+            if isinstance(self.source, Tensors) and first_tensor(self.source.inputs).ndim < 2:
                 shape = tuple(first_tensor(self.source.inputs).shape)
-                if len(shape) < 2:
-                    raise ValueError(f"inputs must be (n, ...), at least 2-d; got {shape}")
+                raise ValueError(f"inputs must be (n, ...), at least 2-d; got {shape}")
         self.order = order(self.source.total)
         check_int(self.source.total, f"number of samples in {name}", least=self.order.least)
         self._loader = None
@@ -122,14 +120,6 @@ class Batches:
         for part in index.split(batch_size):
             yield self.of(part.tolist())
 
-    def chance(self) -> float | None:
-        """Return the share of the commonest label; None before an epoch's labels have come."""
-        counts = self.counts if self._loader else _counted(self.source.targets)
-        counts = torch.as_tensor(counts)
-        total = int(counts.sum())
-        enough = total * self.order.world.size >= self.order.n_samples
-        return int(counts.max()) / total if enough else None
-
     def check_labels(self, n_classes: int) -> None:
         """Check the labels against the number of logits: some now, of data sets all as they come.
 
@@ -156,7 +146,6 @@ class Batches:
             inputs, labels = split(batch, self.keys, soft=True)
         if self.n_classes is not None:
             self._check_range(labels, self.n_classes)
-            self.counts = self.counts + _counted(labels, self.n_classes)
         return to_device((inputs, labels), self.device)
 
     def _check_range(self, labels: Tensor, n_classes: int) -> None:
@@ -199,10 +188,6 @@ class SeededItems(Dataset):
         with HostDraws(seed_of(self.seed, *keys[0])):
             items = fetch(index) if fetch else [self.dataset[i] for i in index]
             return self.collate(items)
-
-
-def _counted(labels: Tensor, n_classes: int = 0) -> Tensor:
-    return (labels if labels.ndim == 1 else labels.argmax(dim=1)).bincount(minlength=n_classes)
 
 
 def _as_it_is(batch: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -122,28 +123,23 @@ class Recipe:
         factors, optimisers, schedules = self._factors(student), [], []
         make = self.optimizer or partial(AdamW, lr=self.lr, weight_decay=self.weight_decay)
         for parameters in groups:
-            optimiser, scaled = make(list(parameters)), []
-            made = getattr(optimiser, "param_groups", ())
-            if {id(p) for part in made for p in part["params"]} != set(map(id, parameters)):
+            optimisers.append(optimiser := make(list(parameters)))
+            parts = getattr(optimiser, "param_groups", ())
+            if {id(p) for part in parts for p in part["params"]} != set(map(id, parameters)):
                 what = "an Optimizer of all the parameters that it is given, and of no others"
                 raise ValueError(f"optimizer= must return {what}; got {optimiser!r}")
-            for part in made:
-                by_factor: dict[float, list[nn.Parameter]] = {}
-                for p in part["params"]:
-                    by_factor.setdefault(factors.get(id(p), 1.0), []).append(p)
-                scaled += [
-                    part | {"params": ps, "lr": part["lr"] * f} for f, ps in by_factor.items()
-                ]
-            optimiser.param_groups[:] = scaled
-            schedule = (self.schedule or self._one_cycle)(optimiser, steps)
-            is_one = isinstance(schedule, LRScheduler) and schedule.optimizer is optimiser
-            if not is_one or isinstance(schedule, ReduceLROnPlateau):
-                what = (
-                    "an LRScheduler of the optimizer it is given that is stepped without a metric"
-                )
+            split = defaultdict(list)
+            for i, p in ((i, p) for i, part in enumerate(parts) for p in part["params"]):
+                split[i, factors.get(id(p), 1.0)].append(p)
+            parts[:] = [
+                parts[i] | {"params": own, "lr": parts[i]["lr"] * factor}
+                for (i, factor), own in split.items()
+            ]
+            schedules.append(schedule := (self.schedule or self._one_cycle)(optimiser, steps))
+            of_another = getattr(schedule, "optimizer", None) is not optimiser
+            if of_another or isinstance(schedule, ReduceLROnPlateau):
+                what = "an LRScheduler of the optimizer it is given that needs no metric"
                 raise TypeError(f"schedule= must return {what}; got {type(schedule).__name__}")
-            optimisers.append(optimiser)
-            schedules.append(schedule)
         return optimisers, schedules
 
     def _one_cycle(self, optimiser: Optimizer, steps: int) -> LRScheduler:

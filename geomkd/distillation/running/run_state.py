@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -117,7 +117,9 @@ def config_of(run: Run) -> dict[str, str | int | float | bool | None]:
     numbers = vars(recipe) | {"lr_scale": repr(recipe.lr_scale)}
     for name, made in (("optimizer", run.optimisers), ("schedule", run.schedules)):
         if numbers.pop(name) is not None:
-            numbers[name] = _told(made)
+            kind, states = type(made[0]).__name__, [each.state_dict() for each in made]
+            states = [state.get("param_groups", state) for state in states]
+            numbers[name] = _plain(f"{kind} {states}", kind)
     return {
         "objective": _plain(repr(networks.objective), networks.objective.name),
         "pairs": repr(networks.pairs),
@@ -129,13 +131,6 @@ def config_of(run: Run) -> dict[str, str | int | float | bool | None]:
         "teacher": networks.teacher and weights_fingerprint(networks.teacher),
         "train": data_fingerprint(run.train),
     }
-
-
-def _told(made: Sequence[Optimizer | LRScheduler]) -> str:
-    kind, states = type(made[0]).__name__, [each.state_dict() for each in made]
-    parts = [part for state in states for part in state.get("param_groups", [state])]
-    texts = [[f"{k}={v}" for k, v in part.items() if v and k != "params"] for part in parts]
-    return _plain(f"{kind}({' and '.join(dict.fromkeys(map(', '.join, texts)))})", kind)
 
 
 def _plain(text: str, name: str) -> str:

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from geomkd.common.distributed import summed, world
-from geomkd.distillation.running.batches import Batches
 
 
 class Means:
@@ -78,19 +77,19 @@ class Means:
         self.n_samples, self.unread = state["n_samples"], None
 
 
-def warn_at_chance(accuracy: float, train: Batches, *, stacklevel: int) -> None:
-    """Warn where a training accuracy is no better than always naming the commonest label."""
-    chance = train.chance()
-    if chance is None or not world().is_first:
-        return
-    error = math.sqrt(chance * (1 - chance) / train.order.n_samples)
-    if accuracy <= chance + 2 * error:
+def warn_at_chance(accuracy: float, labels: Tensor | None, n_classes: int, n: int) -> None:
+    """Warn where an accuracy on n samples is not two standard errors above naming one label."""
+    chance = 1 / n_classes
+    if labels is not None:
+        labels = labels if labels.ndim == 1 else labels.argmax(dim=1)
+        chance = max(labels.unique(return_counts=True)[1].tolist()) / len(labels)
+    error = math.sqrt(chance * (1 - chance) / n)
+    if accuracy <= chance + 2 * error and world().is_first:
         warnings.warn(
             f"the student's head has learned nothing: its training accuracy in the last epoch, "
-            f"{accuracy:.3f}, is not above the share of the commonest label, {chance:.3f}, by more "
-            f"than two standard errors of {error:.3f} each; train longer, or look at the rate, the "
-            "inputs and the labels",
-            stacklevel=stacklevel,
+            f"{accuracy:.3f}, is not above chance, {chance:.3f}, by more than two standard errors "
+            f"of {error:.3f}; train longer, or look at the rate, the inputs and the labels",
+            stacklevel=3,
         )
 
 
