@@ -59,8 +59,8 @@ def arguments_of(path: str, parser: argparse.ArgumentParser) -> list[str]:
 def settings_of(options: argparse.Namespace) -> dict[str, Any]:
     """Every option in force but for those of one start; without those that have no value."""
     left_out = (*OF_A_START, "command", "arguments")
-    known = {k: list(v) if isinstance(v, tuple) else v for k, v in vars(options).items()}
-    return {k: v for k, v in known.items() if k not in left_out and v is not None}
+    known = {k: v for k, v in vars(options).items() if k not in left_out and v is not None}
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in known.items()}
 
 
 def as_toml(settings: Mapping[str, Any]) -> str:

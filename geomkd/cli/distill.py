@@ -34,10 +34,7 @@ from geomkd.scoring.score_layers import score_layers
 
 EVENLY = {"even": "evenly_spaced", "last": "last"}
 SCORING = ("samples", "protocol", "pool", "measures", "definition")  # how layers are scored
-
-
-# Pairs of a teacher and a student layer, how they came about, and settings of the scores.
-Choice = tuple[list[tuple[str, str]], str, dict[str, Any] | None]
+Choice = tuple[list[tuple[str, str]], str, dict[str, Any] | None]  # pairs, why, scores' settings
 
 
 def distilled(options: argparse.Namespace, say: Callable[[str], Any]) -> None:
@@ -101,8 +98,7 @@ def _checked_objective(options: argparse.Namespace) -> Any:
 def objective_of(name: str, settings: Sequence[str] = ()) -> Any:
     """Make the objective of a name, with options in text, in the form of their type."""
     kind = OBJECTIVES[name]
-    hints = get_type_hints(kind)
-    types = {field.name: hints[field.name] for field in fields(kind)}
+    types = {field.name: get_type_hints(kind)[field.name] for field in fields(kind)}
     values: dict[str, Any] = {}
     for text in settings:
         option, equals, value = text.partition("=")

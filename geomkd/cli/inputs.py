@@ -39,7 +39,6 @@ def load_inputs(options: argparse.Namespace, *, needs_teacher: bool) -> Inputs:
     for name in (*roles, "data"):
         if getattr(options, name) is None:
             raise ValueError(f"--{name} is needed, on the command line or in a --config file")
-
     names = {role: getattr(options, role) for role in roles}
     weights = {role: getattr(options, f"{role}_weights") for role in roles}
 
@@ -53,8 +52,7 @@ def load_inputs(options: argparse.Namespace, *, needs_teacher: bool) -> Inputs:
     source = next((m for m in models.values() if m.transform), Loaded(nn.Identity(), None, ""))
     how = options_of(load_data, options)
     train, images = load_data(options.data, source, **how)
-    val = validation = None
-    ours = _class_names(train)
+    val, validation, ours = None, None, _class_names(train)
     if options.val_data is not None or options.val_split is not None:
         validation = options.val_data or options.data
         how |= {"split": options.val_split, "option": "val-split"}
@@ -121,10 +119,8 @@ def check_takes_images(name: str, loaded: Loaded, data: Dataset) -> None:
         with evaluating(loaded.model):
             call(loaded.model, image[None])
     except Exception as error:
-        raise ValueError(
-            f"{name} does not take these images, of shape {tuple(image.shape)}: "
-            f"{str(error) or type(error).__name__}"
-        ) from error
+        what = f"{name} does not take these images, of shape {tuple(image.shape)}"
+        raise ValueError(f"{what}: {str(error) or type(error).__name__}") from error
 
 
 class Transformed(Dataset):

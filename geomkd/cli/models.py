@@ -56,8 +56,7 @@ def load_model(
     ``name`` has one of the `FORMS`: Hugging Face's are a folder with a ``config.json``, or a name
     in the cache, with their safetensors; a factory takes no arguments and is found from the current
     folder too. ``weights`` are a file, see `read_state_dict`, whose number of classes counts, or a
-    name of torchvision's, or DEFAULT for timm's. Without any, classifiers of these two have
-    ``n_classes`` logits. Errors, of ``ERRORS``, are of one line and name the ``option``.
+    name of torchvision's, or DEFAULT for timm's; without any, these have ``n_classes`` logits.
     """
     source, colon, rest = name.partition(":")
     if not (colon and source and rest):
@@ -66,11 +65,11 @@ def load_model(
     with seeded(seed):
         if weights is None and not door.has_weights:
             n_classes = n_classes if door.n_classes else None
-            how = f"{f'{n_classes} classes, ' if n_classes else ''}weights random, seed {seed}"
-            how = how if source in DOORS else "weights as its factory made it"
-            return Loaded(door.build(n_classes), None, f"{name}, {how}", door.shape)
+            how = f"random, seed {seed}" if source in DOORS else "as its factory made it"
+            story = f"{name}, {f'{n_classes} classes, ' if n_classes else ''}weights {how}"
+            return Loaded(door.build(n_classes), None, story, door.shape)
         if weights is None or not os.path.exists(weights):
-            if door.published is None or door.has_weights > (weights is None):
+            if door.published is None or (door.has_weights and weights is not None):
                 raise FileNotFoundError(f"there is no file {weights}")
             model, transform = door.published(weights)
         else:
@@ -116,10 +115,11 @@ def _torchvision(name: str) -> Door:
         fill(model, read_state_dict(file), f"{weights} does not fit {name}")
         return model, kind.transforms()
 
-    side = getattr(default.transforms(), "crop_size", [SIDE])[0]
-    shape = (3, *[16] * ("Video" in default.transforms.func.__name__), side, side)
-    n_classes = len(default.meta.get("categories", ()))
-    return Door(build, n_classes, published, default.transforms, shape)
+    images = default.transforms()
+    frames = (16,) if type(images).__name__ == "VideoClassification" else ()
+    shape = (3, *frames, *2 * (getattr(images, "crop_size", [SIDE])[0],))
+    known = len(default.meta.get("categories", ()))
+    return Door(build, known, published, default.transforms, shape)
 
 
 def _timm(name: str) -> Door:
@@ -133,14 +133,15 @@ def _timm(name: str) -> Door:
         return timm.create_model(name, num_classes=n_classes, **weights)
 
     def published(weights: str) -> tuple[nn.Module, Any]:
-        file = _file(about.hf_hub_id, "model.safetensors") if weights == "DEFAULT" else None
-        if file is None:
+        file = _file(str(about.hf_hub_id), "model.safetensors")
+        if weights != "DEFAULT" or file is None:
             other = f"nor {about.hf_hub_id} for DEFAULT in Hugging Face's cache"
             raise FileNotFoundError(f"there is no file {weights}, {other}; nothing is downloaded")
         overlay = {"state_dict": read_state_dict(file)}
         return build(None, pretrained=True, pretrained_cfg_overlay=overlay), transform()
 
-    return Door(build, about.num_classes, published, transform, about.input_size)
+    n_classes = about.num_classes or 1000  # where what is published has no head
+    return Door(build, n_classes, published, transform, about.input_size)
 
 
 def _hugging_face(name: str) -> Door:
@@ -157,10 +158,8 @@ def _hugging_face(name: str) -> Door:
     written, kind = (config.architectures or [""])[0], transformers.AutoModel
     for task in ("Audio", "Sequence", "Image"):
         other = getattr(transformers, f"AutoModelFor{task}Classification")
-        if written.endswith(f"{task}Classification") or (
-            not written and type(config) in other._model_mapping
-        ):
-            kind = other
+        fits = written.endswith(f"For{task}Classification")
+        kind = other if fits or (not written and type(config) in other._model_mapping) else kind
 
     def build(n_classes: int | None) -> nn.Module:
         config.num_labels = n_classes or config.num_labels
@@ -183,8 +182,8 @@ def _hugging_face(name: str) -> Door:
         try:
             model, told = kind.from_pretrained(name, **options)
         except Exception as error:  # what the content of any file raises has no end
-            told = "the weights of {} cannot be read, pickled ones never are: {}"
-            raise ValueError(told.format(name, error)) from error
+            what = f"the weights of {name} cannot be read, pickled ones never are"
+            raise ValueError(f"{what}: {error}") from error
         if lacking := sorted(told["missing_keys"]):
             warnings.warn(f"{name} lacks weights, random here: {', '.join(lacking)}", stacklevel=3)
         return model.float(), transform()
@@ -193,7 +192,7 @@ def _hugging_face(name: str) -> Door:
     if hasattr(vision, "num_channels"):
         side = getattr(vision, "image_size", SIDE)
         shape = (vision.num_channels, *(side if isinstance(side, list | tuple) else (side, side)))
-    elif config.model_type == "audio-spectrogram-transformer":
+    elif hasattr(config, "max_length") and hasattr(config, "num_mel_bins"):
         shape = (config.max_length, config.num_mel_bins)
     n_classes = None if kind is transformers.AutoModel else config.num_labels
     return Door(build, n_classes, published, transform, shape, has_weights)
@@ -208,8 +207,8 @@ def _imported(library: str, extra: str) -> Any:
             warnings.simplefilter("ignore")  # of libraries about each other
             return importlib.import_module(library)
     except ModuleNotFoundError as error:
-        name = library.partition(".")[0]
-        raise ImportError(f"this needs {name}: pip install geomkd[{extra}]") from error
+        what = f"this needs {library.partition('.')[0]}"
+        raise ImportError(f"{what}: pip install geomkd[{extra}]") from error
 
 
 def _check_known(library: str, name: str, known: list[str]) -> None:
@@ -236,7 +235,7 @@ def example_of(loaded: Loaded, image_size: int | None = None) -> Any:
     library tells is read off the first layer with weights.
     """
     model, shape, ids = loaded.model, loaded.shape, 3 + torch.arange(16).reshape(2, 8)
-    config, name = getattr(model, "config", None), getattr(model, "main_input_name", None)
+    name = getattr(model, "main_input_name", None)
     if shape is None and name is None:
         kinds = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Embedding
         first = next((m for m in model.modules() if isinstance(m, kinds)), nn.Conv2d(3, 1, 1))
@@ -249,9 +248,9 @@ def example_of(loaded: Loaded, image_size: int | None = None) -> Any:
     example = torch.rand(2, *(shape or (LENGTH,)), **generator_options(0))
     if name != "input_ids":
         return example if name is None else {name: example}
-    text = config.get_text_config()
-    if isinstance(text.eos_token_id, int):  # some heads read there
-        ids[:, -1] = text.eos_token_id
+    text = model.config.get_text_config()
+    eos = getattr(text, "eos_token_id", None)
+    ids[:, -1] = eos if isinstance(eos, int) else 3  # some heads read there
     words = {"input_ids": ids % text.vocab_size, "attention_mask": torch.ones_like(ids)}
-    words |= {"decoder_input_ids": words["input_ids"]} if config.is_encoder_decoder else {}
+    words |= {"decoder_input_ids": words["input_ids"]} if model.config.is_encoder_decoder else {}
     return words | ({"pixel_values": example} if shape else {})

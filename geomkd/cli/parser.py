@@ -23,7 +23,9 @@ from geomkd.scoring.layer_scores import LayerScores
 from geomkd.scoring.score_layers import score_layers
 
 DATA = "FILE.npz, a folder of class folders, or of IDX files"
-WEIGHTS = "file of a state dict, or DEFAULT: torchvision's, if on disk (default: random weights)"
+WEIGHTS = (
+    "file of a state dict, or DEFAULT: its library's, if on disk (default: random; of hf: own)"
+)
 
 
 class Parser(argparse.ArgumentParser):
@@ -147,8 +149,7 @@ def _distill(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
     add("--checkpoint-steps", "checkpoints between those of the epochs", type=int)
     add("--log-dir", "folder for TensorBoard's scalars", type=path)
     add("--device", "where to run (default: this process's accelerator, if there is one)")
-    go_on = "go on where the run in --out was, or begin it"
-    parser.add_argument("--resume", action="store_true", help=go_on)
+    parser.add_argument("--resume", action="store_true", help="go on with the run in --out, if any")
     _add_common(parser, distill)
     return parser
 

@@ -90,10 +90,8 @@ def on_disk(name: str, default: Any) -> tuple[Path, Any]:
         raise FileNotFoundError(f"there is no file {name}; torchvision's weights are {known}")
     path = Path(torch.hub.get_dir(), "checkpoints", os.path.basename(urlparse(kind.url).path))
     if not path.exists():
-        raise FileNotFoundError(
-            f"the weights {name} are not on disk, and nothing is downloaded: put {kind.url} there "
-            f"as {path}"
-        )
+        what = f"the weights {name} are not on disk, and nothing is downloaded"
+        raise FileNotFoundError(f"{what}: put {kind.url} there as {path}")
     return path, kind
 
 

@@ -172,19 +172,17 @@ class Kept:
 
     def read(self, indices: Tensor, batch_size: int, seed: int) -> Iterator[Any]:
         """Yield kept inputs; a batch ends early where the next sample has another shape."""
-        waiting: list[Any] = []
+        waiting, waiting_shapes = [], None
         for item in (self.inputs[i] for i in indices.tolist()):
             # Token batches of an iterable may differ in length: such are not stacked.
-            if waiting and (len(waiting) == batch_size or _shapes(item) != _shapes(waiting[0])):
+            shapes = [tensor.shape for tensor in tensors_in(item)]
+            if waiting and (len(waiting) == batch_size or shapes != waiting_shapes):
                 yield default_collate(waiting)
                 waiting = []
             waiting.append(item)
+            waiting_shapes = shapes
         if waiting:
             yield default_collate(waiting)
-
-
-def _shapes(item: Any) -> list[torch.Size]:
-    return [tensor.shape for tensor in tensors_in(item)]
 
 
 def _kept(stream: Stream, samples: int, per_class: int, seed: int) -> Kept:

@@ -196,8 +196,8 @@ class Items:
         self.collate, self.workers = collated, {"num_workers": 0}
         if loader is not None:
             names = ("num_workers", "worker_init_fn", "multiprocessing_context")
-            if loader.collate_fn is not default_collate:
-                self.collate = loader.collate_fn
+            own = loader.collate_fn
+            self.collate = collated if own is default_collate else own
             self.workers = {name: getattr(loader, name) for name in names}
 
     def known_labels(self) -> Tensor | None:
@@ -293,8 +293,8 @@ def collated(items: list[Any]) -> Any:
     """Make a batch as `default_collate` does; say what is amiss with texts that are not padded."""
     for part in items[0] if isinstance(items[0], tuple) else items[:1]:
         if isinstance(part, Mapping) and any(isinstance(x, list) for x in part.values()):
-            remedy = "a Hugging Face Dataset gives tensors after .with_format('torch')"
-            raise TypeError(f"samples must hold tensors; got lists in {list(part)} ({remedy})")
+            how = "a Hugging Face Dataset gives tensors after .with_format('torch')"
+            raise TypeError(f"samples must hold tensors; got lists in {list(part)} ({how})")
     try:
         return default_collate(items)
     except RuntimeError as error:

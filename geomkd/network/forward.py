@@ -64,9 +64,9 @@ def tried(model: nn.Module, batch: Any, forward: Forward | None = None) -> Any:
         raw = [x for x in tensors_in(batch) if x.dtype == torch.uint8 and forward is None]
         if not raw:
             raise
-        what = f"the model does not take uint8, {tuple(raw[0].shape)} ({error}): make images float,"
-        how = "(n, C, H, W), and normalise them as the model was trained: x.float() / 255, less the"
-        raise ValueError(f"{what} {how} mean and by the deviation of each channel") from error
+        what = f"the model does not take uint8, {tuple(raw[0].shape)} ({error})"
+        how = "make images float (n, C, H, W) and normalise them as the model was trained"
+        raise ValueError(f"{what}: {how}: x.float() / 255, less mean, by deviation") from error
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:

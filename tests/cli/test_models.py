@@ -6,6 +6,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
+import torchvision
 from PIL import Image
 from small import same
 from torch import nn
@@ -62,6 +63,12 @@ def vit(tmp_path):
     return saved(transformers.ViTForImageClassification, config, tmp_path / "vit"), tmp_path / "vit"
 
 
+def test_every_network_of_torchvision_has_a_door():
+    for name in torchvision.models.list_models():
+        door = models.DOORS["torchvision"](name)
+        assert door.shape[0] == 3 and len(door.shape) in (3, 4)
+
+
 # ---- timm ----------------------------------------------------------------------------------------
 
 
@@ -72,6 +79,8 @@ def test_timm_by_a_seed():
     assert same_seed.story == "timm:test_resnet, weights random, seed 0"
     few = load_model("timm:test_resnet", n_classes=5)
     assert few.model.num_classes == 5 and "5 classes, weights random" in few.story
+    no_head = load_model("timm:vit_small_patch14_dinov2", n_classes=5)
+    assert no_head.model.num_classes == 5 and "5 classes" in no_head.story
 
 
 def test_timm_weights_of_a_file(tmp_path):

@@ -118,8 +118,7 @@ def config_of(run: Run) -> dict[str, str | int | float | bool | None]:
     for name, made in (("optimizer", run.optimisers), ("schedule", run.schedules)):
         if numbers.pop(name) is not None:
             kind, states = type(made[0]).__name__, [each.state_dict() for each in made]
-            states = [state.get("param_groups", state) for state in states]
-            numbers[name] = _plain(f"{kind} {states}", kind)
+            numbers[name] = _plain(f"{kind} {[s.get('param_groups', s) for s in states]}", kind)
     return {
         "objective": _plain(repr(networks.objective), networks.objective.name),
         "pairs": repr(networks.pairs),

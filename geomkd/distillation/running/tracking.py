@@ -85,12 +85,10 @@ def warn_at_chance(accuracy: float, labels: Tensor | None, n_classes: int, n: in
         chance = max(labels.unique(return_counts=True)[1].tolist()) / len(labels)
     error = math.sqrt(chance * (1 - chance) / n)
     if accuracy <= chance + 2 * error and world().is_first:
-        warnings.warn(
-            f"the student's head has learned nothing: its training accuracy in the last epoch, "
-            f"{accuracy:.3f}, is not above chance, {chance:.3f}, by more than two standard errors "
-            f"of {error:.3f}; train longer, or look at the rate, the inputs and the labels",
-            stacklevel=3,
-        )
+        what = f"its training accuracy in the last epoch, {accuracy:.3f}, is not above chance"
+        by = f"{chance:.3f}, by more than two standard errors of {error:.3f}: train longer, or look"
+        message = f"the student's head has learned nothing: {what}, {by} at rate, inputs and labels"
+        warnings.warn(message, stacklevel=3)
 
 
 class Scalars:
