@@ -11,10 +11,12 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.utils.data import default_collate
 
 from geomkd.common.checks import Classes, as_classes, as_labels, check_int
 from geomkd.common.randomness import generator_options, nested
-from geomkd.data.sources import Items, Kept, LabelsDiffer, Stream, item_of, source_of
+from geomkd.data.sources import Items, LabelsDiffer, Stream, item_of, source_of
+from geomkd.network.forward import tensors_in
 
 Found = TypeVar("Found")
 ENDLESS = 100  # times ``samples``: where an iterable has given so many, it is taken for endless
@@ -145,6 +147,32 @@ def read_as_given(act: Callable[[bool], Found], *, stacklevel: int) -> Found:
     except LabelsDiffer as differ:
         warnings.warn(str(differ), stacklevel=stacklevel)
     return act(False)
+
+
+class Kept:
+    """Inputs that were kept while a stream was read."""
+
+    def __init__(self, inputs: list[Any], labels: Tensor, total: int) -> None:
+        self.inputs, self.targets, self.total = inputs, labels, total
+        self.kept_bytes = sum(tensor.nbytes for item in inputs for tensor in tensors_in(item))
+
+    def labels(self, *, believe: bool = True) -> Tensor:
+        """Labels of the kept samples."""
+        return self.targets
+
+    def read(self, indices: Tensor, batch_size: int, seed: int) -> Iterator[Any]:
+        """Yield kept inputs; a batch ends early where the next sample has another shape."""
+        waiting, waiting_shapes = [], None
+        for item in (self.inputs[i] for i in indices.tolist()):
+            # Token batches of an iterable may differ in length: such are not stacked.
+            shapes = [tensor.shape for tensor in tensors_in(item)]
+            if waiting and (len(waiting) == batch_size or shapes != waiting_shapes):
+                yield default_collate(waiting)
+                waiting = []
+            waiting.append(item)
+            waiting_shapes = shapes
+        if waiting:
+            yield default_collate(waiting)
 
 
 def _kept(stream: Stream, samples: int, per_class: int, seed: int) -> Kept:

@@ -12,11 +12,11 @@ from geomkd.common.randomness import random_fingerprint
 from geomkd.network.dataflow import Dataflow
 from geomkd.network.forward import (
     Forward,
-    call,
     evaluating,
     first_tensor,
     modules_by_name,
     tensors_in,
+    tried,
     unwrap,
 )
 from geomkd.network.hooks import Target, watching
@@ -80,7 +80,7 @@ def events_of(
     with evaluating(model), watching(root, modules_by_name(root).values(), see, restart):
         before = random_fingerprint(*devices)
         with flow:
-            call(root, example_input, forward)
+            tried(root, example_input, forward)
         draws = random_fingerprint(*devices) != before
     widest, given = 0, 0
     for event in events:

@@ -69,9 +69,10 @@ def score_layers(
         The teacher; run in evaluation mode without gradients and left as it was.
     data : pair of tensors, map-style Dataset, DataLoader, or iterable of batches
         Images (or whatever the model takes) and labels. A batch is (inputs..., labels) or a
-        mapping. An iterable is read once and its sampled inputs are kept; beyond 100 * ``samples``
-        samples it is taken for endless, an error. Of a DataLoader what its sampler gives counts,
-        if that is each sample, or each of a subset, once; other samplers are refused.
+        mapping, and so may all of the data be; a list of samples is a Dataset. An iterable is read
+        once and its sampled inputs are kept; beyond 100 * ``samples`` samples it is taken for
+        endless, an error. Of a DataLoader what its sampler gives counts, if that is each sample, or
+        each of a subset, once; other samplers are refused.
     layers : sequence of str, optional
         Names of modules, or patterns such as ``"encoder.layer.*"``, matched part by part; by
         default what `candidate_layers` lists.

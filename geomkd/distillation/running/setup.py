@@ -18,13 +18,13 @@ from geomkd.distillation.rivals import OBJECTIVES
 from geomkd.distillation.teacher_head import WithTeacherHead
 from geomkd.network.forward import (
     Forward,
-    call,
     check_loaded,
     evaluating,
     first_tensor,
     frozen_modules,
     modules_by_name,
     tensors_in,
+    tried,
     unwrap,
 )
 from geomkd.network.hooks import features_of, has_layer
@@ -237,7 +237,7 @@ def n_alike(output: Any) -> int:
 def _logits(model: nn.Module, name: str, example: Any, forward: Forward | None) -> tuple[int, int]:
     """Width of a model's logits, and how many tensors of such it returns."""
     with evaluating(model):
-        output = call(model, example, forward)
+        output = tried(model, example, forward)
     logits = first_tensor(output)
     if logits.ndim != 2 or not logits.is_floating_point():
         raise ValueError(
