@@ -51,6 +51,7 @@ def parsed(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--version", action="version", version=f"geomkd {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
     _quickstart(commands)
+    _layers(commands)
     _score(commands)
     distill = _distill(commands)
     options = own = parser.parse_args(arguments)
@@ -98,6 +99,17 @@ def _quickstart(commands: argparse._SubParsersAction) -> None:
     add("--seeds", "students of each method")
     add("--epochs", "of a student")
     _add_common(start, quickstart)
+
+
+def _layers(commands: argparse._SubParsersAction) -> None:
+    layers = commands.add_parser("layers", help="list the layers of a model, without any data")
+    layers.add_argument("model", help=FORMS)
+    add = _adder(layers, score_layers)
+    add("--weights", WEIGHTS)
+    add("--layers", "names or patterns (default: blocks, activations, head input)", nargs="+")
+    add("--granularity", "of the default layers", choices=["blocks", "stages"])
+    add("--image-size", "of the example that tells the shapes", type=int)
+    add("--seed")
 
 
 def _score(commands: argparse._SubParsersAction) -> None:
