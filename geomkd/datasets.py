@@ -19,31 +19,16 @@ import torch
 from torch import Tensor
 
 from geomkd.common.checks import check_choice
-from geomkd.data.images import (
-    ImageArrays,
-    checked_classes,
-    checked_images,
-    checked_labels,
-    hidden,
-)
+from geomkd.data.images import ImageArrays, checked_classes, checked_images, checked_labels, hidden
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from torchvision.datasets import ImageFolder
 
-__all__ = [
-    "ImageArrays",
-    "Split",
-    "digits",
-    "load_folder",
-    "load_idx",
-    "load_npz",
-    "open_dataset",
-]
+__all__ = ["ImageArrays", "Split", "digits", "load_folder", "load_idx", "load_npz", "open_dataset"]
 
 _IDX_PREFIXES = {"train": ("train",), "test": ("t10k", "test")}
-_IDX_UINT8 = 0x08
 _SPLIT_NAMES = {"train", "val", "valid", "validation", "test"}
 
 
@@ -326,7 +311,7 @@ def _find_idx(folder: str | os.PathLike[str], split: str, ending: str) -> Path:
 def _read_idx(file: Path, *, n_axes: int) -> np.ndarray:
     """Unsigned bytes, after a header: two zeros, type, number of axes, big-endian sizes."""
     content = _gunzip(file) if file.suffix == ".gz" else file.read_bytes()
-    magic = bytes((0, 0, _IDX_UINT8, n_axes))
+    magic = bytes((0, 0, 0x08, n_axes))
     n_header = 4 + 4 * n_axes
     if content[:4] != magic:
         raise ValueError(

@@ -121,7 +121,7 @@ def plot_sweep(
     name: str,
     ax: Axes | None = None,
 ) -> Axes:
-    """Scores of layers by sample size: whether their order has settled.
+    """Scores of layers, from the first (dark) to the last (bright), by sample size.
 
     Parameters
     ----------
@@ -137,11 +137,6 @@ def plot_sweep(
         What the score is.
     ax : Axes, optional
         Where to draw; by default a new figure.
-
-    Returns
-    -------
-    Axes
-        With labelled axes; layers by colour, from the first (dark) to the last (bright).
     """
     from matplotlib import colormaps
     from matplotlib.ticker import NullFormatter, NullLocator
@@ -169,6 +164,8 @@ def plot_accuracy(
 ) -> Axes:
     """Learning curves of several methods: mean over runs, band of one standard deviation.
 
+    The legend gives those of the last epoch.
+
     Parameters
     ----------
     curves : mapping of str to sequence of ndarray, shape (epochs,)
@@ -177,11 +174,6 @@ def plot_accuracy(
         What the accuracy is of.
     ax : Axes, optional
         Where to draw; by default a new figure.
-
-    Returns
-    -------
-    Axes
-        With labelled axes and a legend that gives the last epoch's mean and deviation.
     """
     ax = _axes(ax, 7.5, 4.6, grid="both")
     for place, (method, runs) in enumerate(curves.items()):
@@ -201,7 +193,7 @@ def plot_accuracy(
 
 
 def plot_training(history: pd.DataFrame, objective: str, ax: Axes | None = None) -> Axes:
-    """Learning curves of one run: accuracy on the left axis, loss on the right.
+    """Learning curves of one run: accuracy on the left axis, which is returned, loss on the right.
 
     Parameters
     ----------
@@ -211,11 +203,6 @@ def plot_training(history: pd.DataFrame, objective: str, ax: Axes | None = None)
         Name of what was minimised, for the legend.
     ax : Axes, optional
         Where to draw; by default a new figure.
-
-    Returns
-    -------
-    Axes
-        The axes with the accuracies.
     """
     ax = _axes(ax, 6.4, 4.8)
     loss_axis, epochs = ax.twinx(), history["epoch"]

@@ -102,27 +102,13 @@ def residual_network(
 
 @dataclass(frozen=True, eq=False)
 class Quickstart:
-    """What the quickstart found.
+    """What the quickstart found."""
 
-    Attributes
-    ----------
-    folder : Path
-        Holds layers.csv, layers.png, training.png and summary.json.
-    scores : LayerScores
-        Of the teacher's layers.
-    layers : dict of str to list of str
-        Teacher layers that each choice takes.
-    runs : DataFrame
-        method, seed, test_accuracy of the last epoch; a row a student.
-    summary : dict
-        What summary.json holds.
-    """
-
-    folder: Path
-    scores: LayerScores
-    layers: dict[str, list[str]]
-    runs: DataFrame
-    summary: dict[str, Any]
+    folder: Path  # holds layers.csv, layers.png, training.png and summary.json
+    scores: LayerScores  # of the teacher's layers
+    layers: dict[str, list[str]]  # teacher layers that each choice takes
+    runs: DataFrame  # method, seed, test_accuracy of the last epoch; a row a student
+    summary: dict[str, Any]  # what summary.json holds
 
 
 def quickstart(
@@ -144,24 +130,12 @@ def quickstart(
     seed : int
         Seeds the split, the teacher, the sample of the scores; students take ``seed``,
         ``seed + 1``, ...
-    seeds : int
-        Students of each method.
-    epochs : int
-        Epochs of a student.
+    seeds, epochs : int
+        Students of each method, and their epochs.
     say : callable
         Takes each line of the story.
     progress : bool
         Show bars.
-
-    Returns
-    -------
-    Quickstart
-        Scores, chosen layers, and test accuracies of the last epoch, a row for each run.
-
-    Raises
-    ------
-    FileExistsError
-        ``folder`` is there already.
     """
     check_int(seed, "seed", least=0)
     check_int(seeds, "seeds", least=1)

@@ -90,6 +90,18 @@ def projected(x, kind, weights):
     return normalized_relu(x) if kind == "bottleneck" else x
 
 
+def distances(x):
+    d = np.sqrt(((x[:, None] - x[None]) ** 2).sum(axis=2))
+    return d / d[d > 0].mean()
+
+
+def triples(x):
+    n = range(len(x))
+    edges = [[x[j] - x[i] for j in n] for i in n]
+    edges = [[e / max(np.sqrt(e @ e), 1e-12) for e in row] for row in edges]
+    return np.array([[[edges[i][j] @ edges[i][k] for k in n] for j in n] for i in n])
+
+
 def attention(students, teachers, module):
     """Softmax over teacher layers of query times key, of rows of the batch's Gram matrices."""
 

@@ -68,12 +68,12 @@ def swept(first, last):
 
 
 def measured():
-    """Scores of the three layers of a small network."""
+    """Scores of three layers of a small network, the last behind the head's input."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 4), nn.Tanh())
     y = torch.arange(40) % 4
     x = torch.randn(4, 1, 8, 8)[y] + torch.randn(40, 1, 8, 8)
-    return score_layers(model, (x, y), subsamples=8, progress=False)
+    return score_layers(model, (x, y), ["1", "3.input", "4"], subsamples=8, progress=False)
 
 
 def jumping(flips=6, total=50):

@@ -105,7 +105,9 @@ def test_quality(elsewhere, dtype, kind, definition):
     gram = fake_gram(elsewhere, dtype)
     draws = fake_draws(kind, elsewhere)
     nearest = torch.empty(gram.n, len(draws.of_class[0]), dtype=torch.float64, device=elsewhere)
-    parts = quality.quality_from(STATISTICS[definition](gram, draws, nearest=nearest), 5000.0)
+    statistics = STATISTICS[definition](gram, draws)
+    statistics.nearest = nearest  # the search reads data
+    parts = quality.quality_from(statistics, 5000.0)
     assert {part.device for part in parts.values()} == {elsewhere}
     assert {part.shape for part in parts.values()} == {nearest[0].shape}
     assert {part.dtype for part in parts.values()} == {torch.float64}
@@ -118,9 +120,10 @@ def test_spectra_of_other_samples(elsewhere, kind, definition):
     draws = fake_draws(kind, elsewhere)
     squares = [torch.empty(m, m, dtype=torch.float64, device=elsewhere) for m in (900, 500, 40)]
     spectra = spectra_of_larger(gram, squares, draws, seed=0)
-    nearest = torch.empty(gram.n, len(draws.of_class[0]), dtype=torch.float64, device=elsewhere)
-    given = {"nearest": nearest, "spectra": spectra}
-    parts = quality.quality_from(STATISTICS[definition](gram, draws, **given), 5000.0)
+    shape = gram.n, len(draws.of_class[0])
+    statistics = STATISTICS[definition](gram, draws, spectra=spectra)
+    statistics.nearest = torch.empty(shape, dtype=torch.float64, device=elsewhere)
+    parts = quality.quality_from(statistics, 5000.0)
     assert {part.device for part in parts.values()} == {elsewhere}
 
 
@@ -142,7 +145,7 @@ def test_rows_of_a_gram(elsewhere, dtype):
     for reader in (NearestRows(gram, 5), NearestRows(gram, 50, among)):
         walk(gram, [reader])
         assert reader.sq.device == reader.at.device == elsewhere
-    same_device([gram.between_sq()], elsewhere)
+    same_device([gram.between_sq], elsewhere)
 
 
 @dtypes
@@ -274,8 +277,9 @@ def test_sums_are_on_the_cpu_where_a_device_has_no_float64(without_float64):
     assert as_features(x).device == sums_device(without_float64) == CPU
     gram = fake_gram(as_features(x).device)
     draws = fake_draws("whole", gram.device)
-    nearest = torch.empty(gram.n, 1, dtype=torch.float64)
-    parts = quality.quality_from(STATISTICS["robust"](gram, draws, nearest=nearest), 5000.0)
+    statistics = STATISTICS["robust"](gram, draws)
+    statistics.nearest = torch.empty(gram.n, 1, dtype=torch.float64)
+    parts = quality.quality_from(statistics, 5000.0)
     same_device(parts.values(), CPU)
 
 

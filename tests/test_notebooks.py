@@ -64,7 +64,8 @@ def test_runs_from_top_to_bottom(path, monkeypatch):
     spec = importlib.util.spec_from_file_location("execute", FOLDER / "execute.py")
     execute = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(execute)
-    parameters = f"%matplotlib inline\n{SMALL[path.stem]}"  # pyplot is loaded
+    brief = "import warnings; warnings.filterwarnings('ignore', message='.*has learned nothing')"
+    parameters = f"%matplotlib inline\n{brief}\n{SMALL[path.stem]}"  # pyplot is loaded
     outputs = outputs_of(execute.executed(path.with_suffix(".py"), parameters))
     assert not [out for out in outputs if out.get("name") == "stderr"]
     assert any("image/png" in out.get("data", {}) for out in outputs)

@@ -59,20 +59,15 @@ def arguments_of(path: str, parser: argparse.ArgumentParser) -> list[str]:
 def settings_of(options: argparse.Namespace) -> dict[str, Any]:
     """Every option in force but for those of one start; without those that have no value."""
     left_out = (*OF_A_START, "command", "arguments")
-    return {k: v for k, v in vars(options).items() if k not in left_out and v is not None}
+    known = {k: v for k, v in vars(options).items() if k not in left_out and v is not None}
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in known.items()}
 
 
 def as_toml(settings: Mapping[str, Any]) -> str:
-    """Write settings as TOML.
-
-    Examples
-    --------
-    >>> print(as_toml({"lr": 0.01, "layers": ["auto"], "quiet": False}), end="")
-    lr = 0.01
-    layers = ["auto"]
-    quiet = false
-    """
-    return "".join(f"{name} = {_value(value)}\n" for name, value in settings.items())
+    """Write settings as TOML."""
+    # JSON's escapes are TOML's, but for a character that TOML wants escaped.
+    texts = {name: json.dumps(value, ensure_ascii=False) for name, value in settings.items()}
+    return "".join(f"{name} = {text}\n" for name, text in texts.items()).replace("\x7f", "\\u007f")
 
 
 @contextmanager
@@ -103,7 +98,9 @@ def _opened(options: argparse.Namespace) -> tuple[str, bool]:
         folder = Path(options.out)
         visible = [path.name for path in folder.iterdir() if not path.name.startswith(".")]
         if CONFIG in visible:
-            _check_same(folder / CONFIG, settings)
+            stored = tomllib.loads((folder / CONFIG).read_text(encoding="utf-8"))
+            theirs, ours = ({k: s[k] for k in s if k not in FREE} for s in (stored, settings))
+            check_same_run(folder / CONFIG, theirs, ours, remedy="give another --out")
         elif visible:  # a run that was killed at once has left nothing
             raise ValueError(f"{folder} is no folder of a run: it has no {CONFIG}")
     else:
@@ -114,40 +111,16 @@ def _opened(options: argparse.Namespace) -> tuple[str, bool]:
     return str(folder), not there
 
 
-def _check_same(path: Path, settings: Mapping[str, Any]) -> None:
-    stored = tomllib.loads(path.read_text(encoding="utf-8"))
-    theirs, ours = (
-        {name: value for name, value in each.items() if name not in FREE}
-        for each in (stored, settings)
-    )
-    check_same_run(path, theirs, ours, remedy="give another --out")
-
-
 def _arguments(action: argparse.Action, name: str, value: Any, where: str) -> list[str]:
     if action.nargs == 0:
         if not isinstance(value, bool):
             raise ValueError(f"{where} must be true or false; got {value!r}")
-        if isinstance(action, argparse.BooleanOptionalAction):
-            return [f"--{name}" if value else f"--no-{name}"]
-        return [f"--{name}"] if value else []
-    if action.nargs is None:
-        return [f"--{name}={_text(value, where)}"]
+        off = [f"--no-{name}"] if isinstance(action, argparse.BooleanOptionalAction) else []
+        return [f"--{name}"] if value else off
     if name == "set" and isinstance(value, dict):
         value = [f"{k}={json.dumps(v) if isinstance(v, bool) else v}" for k, v in value.items()]
-    values = value if isinstance(value, list) else [value]
-    return [f"--{name}", *(_text(item, where) for item in values)]
-
-
-def _text(value: Any, where: str) -> str:
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise ValueError(f"{where} must be text or a number; got {value!r}")
-    return str(value)
-
-
-def _value(value: Any) -> str:
-    if isinstance(value, list):
-        return f"[{', '.join(map(_value, value))}]"
-    if isinstance(value, str | bool):
-        # JSON's escapes are TOML's, but for a character that TOML wants escaped.
-        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-    return repr(value)
+    values = value if isinstance(value, list) and action.nargs else [value]
+    for item in values:
+        if isinstance(item, bool) or not isinstance(item, str | int | float):
+            raise ValueError(f"{where} must be text or a number; got {item!r}")
+    return [f"--{name}", *map(str, values)] if action.nargs else [f"--{name}={value}"]

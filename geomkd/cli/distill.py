@@ -8,33 +8,33 @@ import shlex
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, fields
+from inspect import signature
 from pathlib import Path
-from typing import Any, NamedTuple, get_type_hints
+from typing import Any, get_type_hints
 
 import torch
+from torch import nn
 
 from geomkd.cli.config import run_folder, settings_of
 from geomkd.cli.inputs import Inputs, load_inputs
 from geomkd.cli.parser import options_of
+from geomkd.cli.score import check_by
+from geomkd.common.checks import about
 from geomkd.common.distributed import agreed, own_device, world
 from geomkd.common.results_folder import machine, write_frame, write_json, write_picture
 from geomkd.distillation import DistillationResult, distill
 from geomkd.distillation.pairing import choose_layers, pair_layers
 from geomkd.distillation.rivals import OBJECTIVES
 from geomkd.distillation.running.recipe import Recipe
+from geomkd.measures.table import columns_of, named
+from geomkd.network.layers import describe_layers
 from geomkd.scoring.layer_scores import LayerScores
 from geomkd.scoring.rules import RULES
 from geomkd.scoring.score_layers import score_layers
 
 EVENLY = {"even": "evenly_spaced", "last": "last"}
-
-
-class Choice(NamedTuple):
-    """Pairs of a teacher and a student layer, how they came about, and settings of the scores."""
-
-    pairs: list[tuple[str, str]]
-    how: str
-    scores: dict[str, Any] | None = None
+SCORING = ("samples", "protocol", "pool", "measures", "definition")  # how layers are scored
+Choice = tuple[list[tuple[str, str]], str, dict[str, Any] | None]  # pairs, why, scores' settings
 
 
 def distilled(options: argparse.Namespace, say: Callable[[str], Any]) -> None:
@@ -46,16 +46,16 @@ def distilled(options: argparse.Namespace, say: Callable[[str], Any]) -> None:
         asks_teacher = objective.uses_features or objective.uses_teacher_logits
         inputs = agreed(lambda: load_inputs(options, needs_teacher=asks_teacher))
         say(_beginning(inputs, options))
-        choice = Choice([], f"objective {objective.name} takes none")
+        choice: Choice = [], f"objective {objective.name} takes none", None
         if objective.uses_features:
             choice = _choose(options, inputs, device, folder)
-        say(f"layers: {choice.how}")
+        say(f"layers: {choice[1]}")
         given = {
             "student": inputs.student.model,
             "teacher": inputs.teacher and inputs.teacher.model,
             "train": inputs.train,
             "val": inputs.val,
-            "pairs": choice.pairs or None,
+            "pairs": choice[0] or None,
             "objective": objective,
             "device": device,
             "cache_dir": options.cache_dir or (folder / "cache" if options.cache else None),
@@ -77,8 +77,16 @@ def _checked_objective(options: argparse.Namespace) -> Any:
         options.layers = ["auto"]
     elif options.layers is not None and options.pairs is not None:
         raise ValueError("--layers and --pairs exclude each other: pairs name the layers")
-    if options.protocol and options.layers != ["auto"]:
-        raise ValueError("--protocol says how layers are scored, which --layers auto alone does")
+    known = {name: signature(score_layers).parameters[name].default for name in SCORING}
+    listed = {name: list(value) for name, value in known.items() if isinstance(value, tuple)}
+    given = [n for n in SCORING if getattr(options, n) not in (None, known[n], listed.get(n))]
+    if options.scores is not None and given:
+        raise ValueError(f"--scores are there already: --{given[0]} would say how they are made")
+    given += [name for name in ("by", "scores") if getattr(options, name) is not None]
+    if given and options.layers != ["auto"]:
+        raise ValueError(f"--{given[0]} is about scoring, which --layers auto alone does")
+    if options.scores is None:
+        check_by(options.by, columns_of(named(options.measures)))
     numbers = {field.name: getattr(options, field.name, None) for field in fields(Recipe)}
     Recipe(**numbers).training_order(objective)
     return objective
@@ -88,16 +96,9 @@ def _checked_objective(options: argparse.Namespace) -> Any:
 
 
 def objective_of(name: str, settings: Sequence[str] = ()) -> Any:
-    """Make the objective of a name, with options in text, in the form of their type.
-
-    Examples
-    --------
-    >>> objective_of("kd", ["temperature=2"])
-    LogitDistillation(temperature=2.0, ce_weight=0.1, kd_weight=0.9)
-    """
+    """Make the objective of a name, with options in text, in the form of their type."""
     kind = OBJECTIVES[name]
-    hints = get_type_hints(kind)
-    types = {field.name: hints[field.name] for field in fields(kind)}
+    types = {field.name: get_type_hints(kind)[field.name] for field in fields(kind)}
     values: dict[str, Any] = {}
     for text in settings:
         option, equals, value = text.partition("=")
@@ -130,54 +131,47 @@ def _value(option: str, kind: type, text: str) -> Any:
 def _choose(options: argparse.Namespace, inputs: Inputs, device: Any, folder: Path) -> Choice:
     """Pair layers as the options ask for it; called by every process."""
     if options.pairs is not None:
-        return Choice(named_pairs(options.pairs), "pairs by hand")
+        pairs = [tuple(text.split(":")) for text in options.pairs]
+        if wrong := [":".join(pair) for pair in pairs if len(pair) != 2 or not all(pair)]:
+            raise ValueError(f"--pairs takes TEACHER_LAYER:STUDENT_LAYER; got {wrong[0]!r}")
+        return pairs, "pairs by hand", None
     teacher, student = inputs.teacher.model, inputs.student.model
     example = torch.stack([inputs.train[i][0] for i in range(min(2, len(inputs.train)))])
     settings = None
     if options.layers == ["auto"]:
         pair_layers([str(i) for i in range(options.k)], student, example)  # too many? now, not late
-        by = RULES.get(options.by, options.by)
-        scores = _kept_scores(options, inputs, device, folder, by)
-        layers, settings = scores.select(options.k, by=by), scores.settings
-        how = f"the {len(layers)} of highest {options.by}"
+        scores = _kept_scores(options, inputs, device, folder, example)
+        by = options.by or scores.by
+        layers, settings = scores.select(options.k, by=RULES.get(by, by)), scores.settings
+        how = f"the {len(layers)} of highest {by}"
     elif len(options.layers) == 1 and options.layers[0] in EVENLY:
         place = EVENLY[options.layers[0]]
         layers = choose_layers(teacher, example, options.k, how=place)
         how = f"{len(layers)}, {place.replace('_', ' ')}"
     else:
         layers, how = options.layers, "layers by name"
-    return Choice(pair_layers(layers, student, example), how, settings)
-
-
-def named_pairs(texts: list[str]) -> list[tuple[str, str]]:
-    """Pairs of names from ``"teacher layer:student layer"``.
-
-    Examples
-    --------
-    >>> named_pairs(["layer1.0:layer1.1"])
-    [('layer1.0', 'layer1.1')]
-    """
-    pairs = [tuple(text.split(":")) for text in texts]
-    for text, pair in zip(texts, pairs, strict=True):
-        if len(pair) != 2 or not all(pair):
-            raise ValueError(f"--pairs takes TEACHER_LAYER:STUDENT_LAYER; got {text!r}")
-    return pairs
+    return pair_layers(layers, student, example), how, settings
 
 
 def _kept_scores(
-    options: argparse.Namespace, inputs: Inputs, device: Any, folder: Path, by: Any
+    options: argparse.Namespace, inputs: Inputs, device: Any, folder: Path, example: Any
 ) -> LayerScores:
-    """Scores of the teacher on the training data, from the folder if they are there."""
+    """Scores of the teacher, from the folder or the file of --scores, or made on the data."""
     path = folder / "scores.npz"
     if agreed(path.exists, first_only=True):
         return agreed(lambda: LayerScores.load(path))
-    given = {"samples": options.samples, "seed": options.seed, "memory": options.memory}
-    given |= {"protocol": options.protocol, "device": device, "progress": not options.quiet}
-    scores = score_layers(inputs.teacher.model, inputs.train, **given)
-    if scores.settings["partial"]:
-        raise KeyboardInterrupt
+    if options.scores is not None:
+        scores = agreed(lambda: _scores_in(options.scores, inputs.teacher.model, example))
+        check_by(options.by, list(scores.draws))
+    else:
+        given = {"model": inputs.teacher.model, "data": inputs.train, "layers": None}
+        given |= {"device": device, "progress": not options.quiet}
+        scores = score_layers(**options_of(score_layers, options) | given)
+        if scores.settings["partial"]:
+            raise KeyboardInterrupt
 
     def write() -> None:
+        by = RULES.get(options.by, options.by)
         write_frame(folder / "layers.csv", scores.to_frame())
         write_picture(folder / "layers.png", scores.plot(k=options.k, by=by))
         scores.save(path)  # last: where it is, the others are
@@ -186,23 +180,28 @@ def _kept_scores(
     return scores
 
 
+def _scores_in(path: str, teacher: nn.Module, example: Any) -> LayerScores:
+    """Scores of a file; ``ValueError`` where they are not of the teacher's layers."""
+    scores = LayerScores.load(path)
+    frame = scores.to_frame()
+    with about(f"{path} has scores of another network"):
+        for i, layer in enumerate(describe_layers(teacher, frame["layer"], example)):
+            if layer.shape != (there := frame["shape"][i]):
+                here = f"is {layer.shape} in the teacher"
+                raise ValueError(f"layer {layer.name!r} {here}, {there} there")
+    return scores
+
+
 # ---- what is told and written --------------------------------------------------------------------
 
 
 def _beginning(inputs: Inputs, options: argparse.Namespace) -> str:
-    lines = [f"teacher: {inputs.teacher.story}"] if inputs.teacher is not None else []
-    lines += [f"student: {inputs.student.story}"]
+    networks = {"teacher": inputs.teacher, "student": inputs.student}
+    lines = [f"{role}: {loaded.story}" for role, loaded in networks.items() if loaded is not None]
     lines += [f"data: {options.data}, {len(inputs.train)} images of {inputs.n_classes} classes"]
     if inputs.val is not None:
-        lines += [f"validation: {_validation_name(options)}, {len(inputs.val)} images"]
+        lines += [f"validation: {inputs.validation}, {len(inputs.val)} images"]
     return "\n".join([*lines, f"images: {inputs.images}"])
-
-
-def _validation_name(options: argparse.Namespace) -> str | None:
-    if options.val_data is None and options.val_split is None:
-        return None
-    split = f" ({options.val_split})" if options.val_split is not None else ""
-    return f"{options.val_data or options.data}{split}"
 
 
 def _summary(
@@ -224,18 +223,18 @@ def _summary(
         "teacher": inputs.teacher and inputs.teacher.story,
         "student": inputs.student.story,
         "data": options.data,
-        "validation": _validation_name(options),
+        "validation": inputs.validation,
         "images": inputs.images,
         "objective": {"name": objective.name, **asdict(objective)},
-        "layers": [teacher for teacher, _ in choice.pairs],
-        "layers_are": choice.how,
-        "pairs": choice.pairs,
+        "layers": [teacher for teacher, _ in choice[0]],
+        "layers_are": choice[1],
+        "pairs": choice[0],
         "last_epoch": last,
         "best_validation_epoch": best,
         "seconds_of_all_epochs": round(float(history["seconds"].sum()), 3),
         "processes": world().size,
         "settings": settings_of(options),
-        "scores": choice.scores,
+        "scores": choice[2],
         "machine": machine(),
     }
 
@@ -248,7 +247,10 @@ def _write(folder: Path, result: DistillationResult, summary: dict[str, Any]) ->
 
 
 def _end(summary: dict[str, Any], folder: Path) -> str:
-    text = f"\n{pairs_table(summary['pairs'])}\n" if summary["pairs"] else ""
+    rows = [("teacher layer", "student layer"), *summary["pairs"]]
+    width = max(len(teacher) for teacher, _ in rows) + 2
+    text = "".join(f"\n{teacher:<{width}}{student}" for teacher, student in rows)
+    text = f"{text}\n" if summary["pairs"] else ""
     settings = ", ".join(f"{k} {v}" for k, v in summary["objective"].items() if k != "name")
     text += f"\nobjective: {summary['objective']['name']}{' with ' if settings else ''}{settings}\n"
     last, best = summary["last_epoch"], summary["best_validation_epoch"]
@@ -258,10 +260,3 @@ def _end(summary: dict[str, Any], folder: Path) -> str:
         text += f"best validation epoch, {best['epoch']}: {best['val_accuracy']:.1%}"
     text += f"\n{summary['seconds_of_all_epochs']:.0f} s of training; wrote student.pt, "
     return f"{text}history.csv,\ntraining.png, summary.json and config.toml to {folder}"
-
-
-def pairs_table(pairs: Sequence[tuple[str, str]]) -> str:
-    """Teacher and student layers side by side, as text."""
-    rows = [("teacher layer", "student layer"), *pairs]
-    width = max(len(teacher) for teacher, _ in rows) + 2
-    return "\n".join(f"{teacher:<{width}}{student}" for teacher, student in rows)

@@ -1,42 +1,30 @@
-"""What options name: networks and data."""
+"""What options name: data, and the networks that it fits."""
 
 from __future__ import annotations
 
 import argparse
-import importlib
 import os
-import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from inspect import signature
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from geomkd.cli.weights import fill, fitted, n_classes_in, on_disk, read_state_dict
-from geomkd.common.randomness import seeded
+from geomkd.cli.models import Loaded, load_model
+from geomkd.cli.parser import options_of
 from geomkd.datasets import load_folder, loader_of, open_dataset
 from geomkd.network.forward import call, evaluating
 
 
-class Loaded(NamedTuple):
-    """A network with what is known of it."""
-
-    model: nn.Module
-    transform: Callable[[Any], Tensor] | None  # that belongs to published weights
-    story: str  # where network and weights come from, for the output
-
-
-@dataclass(frozen=True)
-class Inputs:
+class Inputs(NamedTuple):
     """What a distillation starts from."""
 
     student: Loaded
     teacher: Loaded | None  # None where the objective asks for none
     train: Dataset
     val: Dataset | None
+    validation: str | None  # what names the validation data
     n_classes: int  # of the training data
     images: str  # what is done to an image, in words
 
@@ -51,153 +39,42 @@ def load_inputs(options: argparse.Namespace, *, needs_teacher: bool) -> Inputs:
     for name in (*roles, "data"):
         if getattr(options, name) is None:
             raise ValueError(f"--{name} is needed, on the command line or in a --config file")
+    names = {role: getattr(options, role) for role in roles}
+    weights = {role: getattr(options, f"{role}_weights") for role in roles}
 
     def network(role: str, n_classes: int | None = None) -> Loaded:
-        known = {"weights": getattr(options, f"{role}_weights"), "seed": options.seed}
-        return load_model(getattr(options, role), option=role, n_classes=n_classes, **known)
+        known = {"weights": weights[role], "seed": options.seed, "option": role}
+        return load_model(names[role], n_classes=n_classes, **known)
 
-    def data(path: str, split: str | None, option: str) -> tuple[Dataset, str]:
-        return load_data(path, source, split=split, option=option, **images_of(options))
-
-    weighted = [role for role in roles if getattr(options, f"{role}_weights") is not None]
-    models = {role: network(role) for role in weighted}
+    # Of Hugging Face's the configuration tells the number of classes.
+    first = [r for r in roles if weights[r] is not None or names[r].startswith("hf:")]
+    models = {role: network(role) for role in first}
     source = next((m for m in models.values() if m.transform), Loaded(nn.Identity(), None, ""))
-    train, images = data(options.data, options.split, "split")
-    val, n_classes = None, n_classes_of(train)
+    how = options_of(load_data, options)
+    train, images = load_data(options.data, source, **how)
+    val, validation, ours = None, None, _class_names(train)
     if options.val_data is not None or options.val_split is not None:
-        val, _ = data(options.val_data or options.data, options.val_split, "val-split")
-        ours, theirs = _class_names(train), _class_names(val)
+        validation = options.val_data or options.data
+        how |= {"split": options.val_split, "option": "val-split"}
+        val, _ = load_data(validation, source, **how)
+        validation += f" ({options.val_split})" if options.val_split is not None else ""
+        theirs = _class_names(val)
         if ours and theirs and ours != theirs:
-            raise ValueError(
-                f"training and validation data must have the same classes; got {ours} and {theirs}"
-            )
+            both = f"{ours} and {theirs}"
+            raise ValueError(f"training and validation data must have the same classes; got {both}")
+    n_classes = len(ours or ()) or int(torch.as_tensor(train.targets).max()) + 1
     models |= {role: network(role, n_classes) for role in roles if role not in models}
     for role, loaded in models.items():
-        check_takes_images(f"--{role} {getattr(options, role)}", loaded, train)
-    return Inputs(models["student"], models.get("teacher"), train, val, n_classes, images)
-
-
-def n_classes_of(data: Any) -> int:
-    """Count the classes of a data set: its names, or as many as its largest label tells."""
-    return len(_class_names(data) or ()) or int(torch.as_tensor(data.targets).max()) + 1
+        check_takes_images(f"--{role} {names[role]}", loaded, train)
+    teacher = models.get("teacher")
+    return Inputs(models["student"], teacher, train, val, validation, n_classes, images)
 
 
 def _class_names(data: Any) -> list[str] | None:
     return getattr(getattr(data, "data", data), "classes", None)
 
 
-# ---- networks ------------------------------------------------------------------------------------
-
-
-def load_model(
-    name: str,
-    *,
-    weights: str | os.PathLike | None = None,
-    seed: int = 0,
-    n_classes: int | None = None,
-    option: str = "model",
-) -> Loaded:
-    """Build a network and fill it with weights from a file, or by a seed.
-
-    Parameters
-    ----------
-    name : str
-        ``torchvision:resnet34`` (any of torchvision's), or ``package.module:factory`` for a
-        callable without arguments that is found from the current folder too.
-    weights : path, optional
-        A file of a state dict, see `read_state_dict`, or a name of torchvision's weights that are
-        on disk. Of torchvision's models the number of classes is taken from it.
-    seed : int
-        Seeds the initial weights.
-    n_classes : int, optional
-        Logits of a classifier of torchvision's without weights.
-    option : str
-        That named it, for errors.
-
-    Raises
-    ------
-    ValueError
-        A name of another form, an unknown model, weights that do not fit.
-    TypeError
-        A factory that does not make a module.
-    """
-    source, colon, rest = name.partition(":")
-    if not (colon and source and rest):
-        raise ValueError(
-            f"--{option} must be torchvision:NAME or package.module:factory; got {name!r}"
-        )
-    published, state = _published(rest) if source == "torchvision" else None, None
-    if weights is not None:
-        file, published = on_disk(weights, published)
-        state = read_state_dict(file)
-    with seeded(seed):
-        if source == "torchvision":
-            model, transform, how = _torchvision(rest, state, n_classes, published)
-            how += f"weights random, seed {seed}"
-        else:
-            model, transform = _from_factory(source, rest, f"--{option} {name}"), None
-            how = "weights as its factory made it"
-    if state is None:
-        return Loaded(model, None, f"{name}, {how}")
-    fill(model, state, f"{weights} does not fit {name}")
-    return Loaded(model, transform, f"{name}, weights {weights}")
-
-
-def _published(name: str) -> Any:
-    """Torchvision's own weights of one of its models."""
-    try:
-        from torchvision import models
-    except ModuleNotFoundError as error:
-        raise ImportError("this needs torchvision: pip install geomkd[vision]") from error
-    try:
-        return models.get_model_weights(name).DEFAULT
-    except ValueError:
-        close = ", ".join(n for n in models.list_models() if n.startswith(name[:3])) or "none"
-        message = f"torchvision has no model {name!r}; names that begin alike: {close}"
-        raise ValueError(message) from None
-
-
-def _torchvision(
-    name: str, state: Mapping[str, Tensor] | None, n_classes: int | None, published: Any
-) -> tuple[nn.Module, Any, str]:
-    """Return the model, the transform of its published weights, and its classes in words."""
-    from torchvision import models
-
-    options = {"weights": None}
-    if "weights_backbone" in signature(models.get_model_builder(name)).parameters:
-        options["weights_backbone"] = None  # by default they are downloaded
-    if state is None:
-        if n_classes is None or name not in models.list_models(module=models):
-            return models.get_model(name, **options), None, ""
-        model = models.get_model(name, **options, num_classes=n_classes)
-        return model, None, f"{n_classes} classes, "
-    model = models.get_model(name, **options)
-    known, own = len(published.meta.get("categories", ())), model.state_dict()
-    n_classes = n_classes_in(fitted(state, own), own, known)
-    if n_classes == known:
-        return model, published.transforms(), ""
-    return models.get_model(name, **options, num_classes=n_classes), None, ""
-
-
-def _from_factory(module: str, factory: str, which: str) -> nn.Module:
-    if "" not in sys.path and os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    try:
-        make = getattr(importlib.import_module(module), factory)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"{which} cannot be found: {error}") from None
-    model = make()
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"{which} must make a torch.nn.Module; got {type(model).__name__}")
-    return model
-
-
 # ---- data ----------------------------------------------------------------------------------------
-
-
-def images_of(options: argparse.Namespace) -> dict[str, Any]:
-    """Options of the images, as `load_data` takes them."""
-    return {name: getattr(options, name) for name in ("image_size", "mean", "std")}
 
 
 def load_data(
@@ -228,7 +105,8 @@ def load_data(
         words = ", ".join(f"{key} {value}" for key, value in given.items())
         data = open_dataset(path, **options, **given)
         return data, f"scaled to [0, 1]{'; ' if words else ''}{words}"
-    words = f"the weights' own: {' '.join(str(loaded.transform).split())}"
+    name = getattr(loaded.transform, "__name__", str(loaded.transform))
+    words = f"the weights' own: {' '.join(name.split())}"
     if has_folders:
         return load_folder(path, transform=loaded.transform), words
     return Transformed(open_dataset(path, **options), loaded.transform), words
@@ -241,23 +119,12 @@ def check_takes_images(name: str, loaded: Loaded, data: Dataset) -> None:
         with evaluating(loaded.model):
             call(loaded.model, image[None])
     except Exception as error:
-        raise ValueError(
-            f"{name} does not take these images, of shape {tuple(image.shape)}: "
-            f"{str(error) or type(error).__name__}"
-        ) from error
+        what = f"{name} does not take these images, of shape {tuple(image.shape)}"
+        raise ValueError(f"{what}: {str(error) or type(error).__name__}") from error
 
 
 class Transformed(Dataset):
-    """A data set of (image, label) with a transform of the images.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from torch.utils.data import TensorDataset
-    >>> data = TensorDataset(torch.ones(2, 3), torch.tensor([0, 1]))
-    >>> Transformed(data, lambda image: image * 2)[0][0]
-    tensor([2., 2., 2.])
-    """
+    """A data set of (image, label) with a transform of the images."""
 
     def __init__(self, data: Any, transform: Callable[[Any], Tensor]) -> None:
         self.data, self.transform = data, transform

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from geomkd.cli.distill import distilled
+from geomkd.cli.layers import listed
 from geomkd.cli.parser import options_of, parsed
 from geomkd.cli.score import ranked_table, scored
 from geomkd.common.distributed import ERRORS, world
@@ -21,7 +22,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; 0 when it worked, 2 when the input was wrong, 130 after Ctrl-C."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     name = " ".join(["geomkd", *arguments[:1]])
-    commands = {"quickstart": _quickstart, "score": scored, "distill": distilled}
+    commands = {"quickstart": _quickstart, "layers": listed}
+    commands |= {"score": scored, "distill": distilled}
     try:
         options = parsed(arguments)
         commands[options.command](options, print)

@@ -13,19 +13,19 @@ from typing import Any, NoReturn
 
 from geomkd import __version__
 from geomkd.cli.config import arguments_of
+from geomkd.cli.models import FORMS
 from geomkd.distillation import distill
 from geomkd.distillation.rivals import OBJECTIVES
 from geomkd.distillation.running.recipe import PRECISIONS
 from geomkd.distillation.running.teacher import CACHE_DTYPES
-from geomkd.measures.quality import TERMS
 from geomkd.measures.table import NAMES
 from geomkd.scoring.layer_scores import LayerScores
-from geomkd.scoring.rules import RULES
 from geomkd.scoring.score_layers import score_layers
 
-MODEL = "torchvision:NAME or package.module:factory"
 DATA = "FILE.npz, a folder of class folders, or of IDX files"
-WEIGHTS = "file of a state dict, or DEFAULT: torchvision's, if on disk (default: random weights)"
+WEIGHTS = (
+    "file of a state dict, or DEFAULT: its library's, if on disk (default: random; of hf: own)"
+)
 
 
 class Parser(argparse.ArgumentParser):
@@ -51,6 +51,7 @@ def parsed(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--version", action="version", version=f"geomkd {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
     _quickstart(commands)
+    _layers(commands)
     _score(commands)
     distill = _distill(commands)
     options = own = parser.parse_args(arguments)
@@ -100,21 +101,29 @@ def _quickstart(commands: argparse._SubParsersAction) -> None:
     _add_common(start, quickstart)
 
 
+def _layers(commands: argparse._SubParsersAction) -> None:
+    layers = commands.add_parser("layers", help="list the layers of a model, without any data")
+    layers.add_argument("model", help=FORMS)
+    add = _adder(layers, score_layers)
+    add("--weights", WEIGHTS)
+    add("--layers", "names or patterns (default: blocks, activations, head input)", nargs="+")
+    add("--granularity", "of the default layers", choices=["blocks", "stages"])
+    add("--image-size", "of the example that tells the shapes", type=int)
+    add("--seed")
+
+
 def _score(commands: argparse._SubParsersAction) -> None:
     score = commands.add_parser("score", help="rank the layers of a model of yours")
     add = _adder(score, score_layers)
-    add("--model", MODEL, required=True)
+    add("--model", FORMS, required=True)
     add("--weights", WEIGHTS)
     add("--data", DATA, required=True)
     _add_images(score)
-    add("--layers", "names of modules (default: blocks, activations, head input)", nargs="+")
-    add("--definition", "published or robust")
-    add("--pool", "flatten (default), mean, max, cls or published")
-    add("--measures", f"of {', '.join(NAMES)}", nargs="+")
+    add("--layers", "names or patterns (default: blocks, activations, head input)", nargs="+")
+    add("--granularity", "of the default layers", choices=["blocks", "stages"])
     add("--subsamples", "half-samples behind the ranks")
     add("--sweep", "smaller sample sizes to score beside", type=int, nargs="+")
     _add_scoring(score)
-    add("--by", "score to select by, or sqrt_si, or loes (default: quality or the first)")
     add("--device", "where to run (default: where the model is)")
     _add_common(score, score_layers)
 
@@ -125,7 +134,7 @@ def _distill(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
     path = os.path.abspath
     add("--config", "options by their names; the command line overrides", metavar="FILE.toml")
     for role in ("teacher", "student"):
-        add(f"--{role}", MODEL)
+        add(f"--{role}", FORMS)
         add(f"--{role}-weights", WEIGHTS, type=_weights)
     add("--data", DATA, type=path)
     _add_images(parser)
@@ -135,9 +144,8 @@ def _distill(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
     add("--set", "options of the objective", nargs="+", metavar="NAME=VALUE")
     add("--layers", "of the teacher: auto (by scores, default), even, last or names", nargs="+")
     add("--pairs", "of teacher and student layers, in place of --layers", nargs="+", metavar="T:S")
+    add("--scores", "of the teacher's layers, in place of scoring", type=path, metavar="FILE.npz")
     _add_scoring(parser)
-    by = (*TERMS, *RULES)
-    add("--by", "score to select by (default: quality)", choices=by, default="quality")
     add("--epochs")
     add("--batch-size", "over all processes")
     add("--accumulate", "parts of a process's batch")
@@ -148,16 +156,13 @@ def _distill(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
     add("--precision", choices=PRECISIONS)
     add("--compile", "the student")
     add("--channels-last", "memory format of images")
-    boolean = argparse.BooleanOptionalAction
-    add("--cache", "teacher features", action=boolean, default=False)
+    add("--cache", "teacher features", action=argparse.BooleanOptionalAction, default=False)
     add("--cache-dir", "where to (default: under the results)", type=path)
     add("--cache-dtype", "default: the teacher's", choices=[*filter(None, CACHE_DTYPES)])
     add("--checkpoint-steps", "checkpoints between those of the epochs", type=int)
     add("--log-dir", "folder for TensorBoard's scalars", type=path)
     add("--device", "where to run (default: this process's accelerator, if there is one)")
-    parser.add_argument(
-        "--resume", action="store_true", help="go on where the run in --out was, or begin it"
-    )
+    parser.add_argument("--resume", action="store_true", help="go on with the run in --out, if any")
     _add_common(parser, distill)
     return parser
 
@@ -180,7 +185,11 @@ def _add_scoring(parser: argparse.ArgumentParser) -> None:
     add = _adder(parser, score_layers)
     add("--samples", "most images that are scored")
     add("--protocol", "paper: all of the published sampling of Q", choices=["paper"])
+    add("--definition", "published or robust")
+    add("--pool", "flatten (default), mean, max, cls, last or published")
+    add("--measures", f"of {', '.join(NAMES)}", nargs="+")
     _adder(parser, LayerScores.select)("--k", "layers to select")
+    add("--by", "score to select by, or sqrt_si, or loes (default: quality or the first)")
     add("--memory", "most memory of scoring beside model and data")
 
 

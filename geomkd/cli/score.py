@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from geomkd.cli.inputs import check_takes_images, images_of, load_data, load_model
+from geomkd.cli.inputs import check_takes_images, load_data
+from geomkd.cli.models import load_model
 from geomkd.cli.parser import options_of
 from geomkd.common.results_folder import (
     check_new,
@@ -17,7 +18,7 @@ from geomkd.common.results_folder import (
     write_json,
     write_picture,
 )
-from geomkd.measures.table import QUALITY, columns_of, named
+from geomkd.measures.table import columns_of, named
 from geomkd.scoring.layer_scores import LayerScores
 from geomkd.scoring.rules import RULES
 from geomkd.scoring.score_layers import score_layers
@@ -28,10 +29,10 @@ if TYPE_CHECKING:
 
 def scored(options: argparse.Namespace, say: Callable[[str], Any]) -> None:
     """Score the layers of a network and write what came out; ``say`` takes each line of text."""
-    _check_by(options)
+    check_by(options.by, columns_of(named(options.measures)))
     check_new(options.out)
     loaded = load_model(options.model, weights=options.weights, seed=options.seed)
-    data, images = load_data(options.data, loaded, split=options.split, **images_of(options))
+    data, images = load_data(options.data, loaded, **options_of(load_data, options))
     check_takes_images(f"--model {options.model}", loaded, data)
     say(f"model: {loaded.story}\ndata: {options.data}, {len(data)} images\nimages: {images}")
     inputs = {"model": loaded.model, "data": data, "progress": not options.quiet}
@@ -64,12 +65,11 @@ def scored(options: argparse.Namespace, say: Callable[[str], Any]) -> None:
     say(f"wrote {', '.join(wrote)} and summary.json to {folder}")
 
 
-def _check_by(options: argparse.Namespace) -> None:
-    """Refuse what there will be no column of, before anything is scored."""
-    offered = [*columns_of(named(options.measures)), "loes"]
-    offered += RULES if QUALITY in options.measures else ()
-    if options.by not in (None, *offered):
-        raise ValueError(f"--by must be one of {', '.join(offered)}; got {options.by!r}")
+def check_by(by: str | None, columns: Sequence[str]) -> None:
+    """Refuse what there is no column of, before anything is scored."""
+    offered = [*columns, "loes", *(RULES if "quality" in columns else ())]
+    if by not in (None, *offered):
+        raise ValueError(f"--by must be one of {', '.join(offered)}; got {by!r}")
 
 
 def ranked_table(scores: LayerScores, ranks: DataFrame) -> str:

@@ -46,13 +46,7 @@ def read_state_dict(path: str | os.PathLike) -> dict[str, Tensor]:
 
 
 def fitted(state: Mapping[str, Tensor], own: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Weights under the names that a network, of whose state dict ``own`` is, has for them.
-
-    Examples
-    --------
-    >>> fitted({"net.fc.bias": torch.ones(1)}, {"module.fc.bias": torch.zeros(1)})
-    {'module.fc.bias': tensor([1.])}
-    """
+    """Weights under the names that a network, of whose state dict ``own`` is, has for them."""
     names = {_plain(name): name for name in own}
     for prefix in (f"{key}." for key in KEYS):  # of a trainer that held the network so
         mine = any(name.startswith(prefix) for name in names)
@@ -87,48 +81,32 @@ def n_classes_in(state: Mapping[str, Tensor], own: Mapping[str, Tensor], known: 
     return min(found, default=known)
 
 
-def on_disk(weights: str | os.PathLike, published: Any) -> tuple[str | os.PathLike, Any]:
-    """Find the file of weights, and the published weights that it belongs to.
-
-    Parameters
-    ----------
-    weights : path
-        A file, or a name of torchvision's weights whose file is in torch's cache.
-    published : torchvision.models.WeightsEnum, optional
-        One of the weights that the model has.
-
-    Raises
-    ------
-    FileNotFoundError
-        Neither; it names the weights there are, or where the file should be.
-    """
-    if os.path.exists(weights):
-        return weights, published
-    if published is None:
-        raise FileNotFoundError(f"there is no file {weights}")
-    kinds = type(published).__members__
-    name = str(weights).removeprefix(f"{type(published).__name__}.")
-    if name not in kinds:
+def on_disk(name: str, default: Any) -> tuple[Path, Any]:
+    """Find a file of torchvision's weights, and their member of the enumeration of ``default``."""
+    kinds = type(default).__members__
+    kind = kinds.get(str(name).removeprefix(f"{type(default).__name__}."))
+    if kind is None:
         known = ", ".join(kinds)
-        raise FileNotFoundError(f"there is no file {weights}; torchvision's weights are {known}")
-    url = kinds[name].url
-    path = Path(torch.hub.get_dir(), "checkpoints", os.path.basename(urlparse(url).path))
+        raise FileNotFoundError(f"there is no file {name}; torchvision's weights are {known}")
+    path = Path(torch.hub.get_dir(), "checkpoints", os.path.basename(urlparse(kind.url).path))
     if not path.exists():
-        raise FileNotFoundError(
-            f"the weights {name} are not on disk, and nothing is downloaded: put {url} there as "
-            f"{path}"
-        )
-    return path, kinds[name]
+        what = f"the weights {name} are not on disk, and nothing is downloaded"
+        raise FileNotFoundError(f"{what}: put {kind.url} there as {path}")
+    return path, kind
 
 
 def _content(path: str | os.PathLike) -> Any:
     try:
         if Path(path).suffix == ".safetensors":
-            return _safetensors(path)
+            from safetensors.torch import load_file
+
+            return load_file(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the error says it all
             return torch.load(path, map_location=torch.empty(0).device, weights_only=True)
-    except (OSError, ImportError):
+    except ModuleNotFoundError as error:
+        raise ImportError(f"{path} needs pip install geomkd[safetensors]") from error
+    except OSError:
         raise
     except Exception as error:  # what the content of any file raises has no end
         objects = re.search(r"GLOBAL (\S+)", str(error))
@@ -142,14 +120,6 @@ def _content(path: str | os.PathLike) -> Any:
         reason = (text.strip().splitlines() or ["it ends too early"])[0]
         kind = type(error).__name__
         raise ValueError(f"{path} is no file of weights ({kind}: {reason})") from None
-
-
-def _safetensors(path: str | os.PathLike) -> dict[str, Tensor]:
-    try:
-        from safetensors.torch import load_file
-    except ModuleNotFoundError as error:
-        raise ImportError(f"{path} needs pip install geomkd[safetensors]") from error
-    return load_file(path)
 
 
 def _plain(name: str) -> str:

@@ -17,21 +17,11 @@ _FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 class Classes(NamedTuple):
-    """Labels as class indices, in the order in which they came.
+    """Labels as class indices, in the order in which they came."""
 
-    Attributes
-    ----------
-    index : Tensor, shape (n,)
-        Class of each sample, 0 ... C - 1.
-    sizes : list of int
-        Samples of each class.
-    names : list
-        The label that each class index stands for.
-    """
-
-    index: Tensor
-    sizes: list[int]
-    names: list[Any]
+    index: Tensor  # (n,) class of each sample, 0 ... C - 1
+    sizes: list[int]  # samples of each class
+    names: list[Any]  # the label that each class index stands for
 
 
 def sums_device(device: torch.device) -> torch.device:
@@ -60,15 +50,7 @@ def as_tensor(value: Any, name: str) -> Tensor:
 
 
 def as_features(features: Any, name: str = "features") -> Tensor:
-    """Features of n samples, flattened to (n, d); on the CPU where their device has no float64.
-
-    Raises
-    ------
-    TypeError
-        Not an array, or not of a floating-point type.
-    ValueError
-        Fewer than two axes, or no element.
-    """
+    """Features of n samples, flattened to (n, d); on the CPU where their device has no float64."""
     x = as_tensor(features, name)
     if x.dtype not in _FLOATS:
         raise TypeError(
@@ -85,17 +67,9 @@ def as_features(features: Any, name: str = "features") -> Tensor:
 def as_labels(
     labels: Any, n: int | None = None, device: torch.device | None = None, *, soft: bool = False
 ) -> Tensor:
-    """Labels as (n,) integers, of integers or of exact one-hot rows (n, C).
+    """Labels as (n,) integers, of integers or of exact one-hot rows (n, C), on ``device``.
 
     With ``soft`` rows may be probabilities (>= 0, of sum 1), and are given as they are, as floats.
-
-    Raises
-    ------
-    TypeError
-        Not an array, or one axis that does not hold integers.
-    ValueError
-        Another length than ``n``, another device than ``device``, rows of anything else (several
-        ones, class indices of tokens, mixtures, scores), or the label -100, which losses ignore.
     """
     y = as_tensor(labels, "labels")
     rows = "rows (n, C) of probabilities" if soft else "exact one-hot rows (n, C)"
@@ -206,15 +180,7 @@ def check_names(names: Any, option: str, *, distinct: bool = True) -> list[str]:
 
 @contextmanager
 def about(what: str) -> Iterator[None]:
-    """Begin the text of a ``TypeError`` or ``ValueError`` that is raised within with what it is of.
-
-    Examples
-    --------
-    >>> with about("layer 'relu'"):
-    ...     raise ValueError("features must be finite")
-    Traceback (most recent call last):
-    ValueError: layer 'relu': features must be finite
-    """
+    """Begin the text of a ``TypeError`` or ``ValueError`` raised within by ``what`` it is of."""
     try:
         yield
     except (TypeError, ValueError) as error:
@@ -257,14 +223,7 @@ def check_number(
     below: float | None = None,
     most: float | None = None,
 ) -> float:
-    """Check that a real number lies in a range; a range without an upper end means finite.
-
-    Examples
-    --------
-    >>> check_number(2, "test_share", above=0, below=1)
-    Traceback (most recent call last):
-    ValueError: test_share must be between 0 and 1; got 2
-    """
+    """Check that a real number lies in a range; a range without an upper end means finite."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise TypeError(f"{name} must be a number; got {type(value).__name__} {value!r}")
     bounds = (least, above, below, most)

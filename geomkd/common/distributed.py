@@ -13,28 +13,15 @@ import torch.distributed as dist
 from torch import Tensor
 
 T = TypeVar("T")
-ERRORS = (
-    ValueError,
-    TypeError,
-    OSError,
-    ImportError,
-    RuntimeError,
-)  # whose text says what is wrong
+# Whose text says what is wrong.
+ERRORS = (ValueError, TypeError, OSError, ImportError, RuntimeError)
 
 
 class World(NamedTuple):
-    """Place of this process among those of the run.
+    """Place of this process among those of the run."""
 
-    Attributes
-    ----------
-    rank : int
-        Number of this process, from 0. The first one writes, prints and shows bars.
-    size : int
-        Number of processes.
-    """
-
-    rank: int
-    size: int
+    rank: int  # its number, from 0; the first one writes, prints and shows bars
+    size: int  # how many there are
 
     @property
     def is_first(self) -> bool:
@@ -51,11 +38,6 @@ def world() -> World:
 
     A process group that the caller has made is used as it is. Otherwise torchrun's is made here,
     with torch's default backends, and left when the process ends.
-
-    Examples
-    --------
-    >>> world()
-    World(rank=0, size=1)
     """
     if not dist.is_available():
         return World(0, 1)
@@ -78,19 +60,9 @@ def gathered(value: Any) -> list[Any]:
 
 
 def agreed(act: Callable[[], T], *, first_only: bool = False) -> T:
-    """Act in every process, or in the first alone; what one of them raises, all raise.
+    """Act in every process, or in the first for all; what one of them raises, all raise.
 
-    Parameters
-    ----------
-    act : callable
-        Without arguments, and without collective operations.
-    first_only : bool
-        Act in the first process, and return its value in all.
-
-    Examples
-    --------
-    >>> agreed(lambda: 3)
-    3
+    ``act`` is without collective operations.
     """
     value, error = None, None
     if world().is_first or not first_only:
@@ -108,13 +80,7 @@ def agreed(act: Callable[[], T], *, first_only: bool = False) -> T:
 
 
 def own_device() -> torch.device | None:
-    """Accelerator of this process, made the current one; None where there is none.
-
-    Raises
-    ------
-    ValueError
-        More processes on this host than accelerators.
-    """
+    """Accelerator of this process, made the current one; None where there is none."""
     if not torch.accelerator.is_available():
         return None
     number, n_devices = int(os.environ.get("LOCAL_RANK", "0")), torch.accelerator.device_count()

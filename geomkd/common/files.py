@@ -14,27 +14,8 @@ from typing import BinaryIO
 def atomic_write(path: str | os.PathLike) -> Iterator[BinaryIO]:
     """Open a binary file that takes its place only once it is whole and on the disk.
 
-    It is written beside its place, synchronised, then renamed: an interrupted write leaves what was
-    there.
-
-    Parameters
-    ----------
-    path : str or path-like
-        Where the file goes; its folder must exist.
-
-    Yields
-    ------
-    file object
-        To write to.
-
-    Examples
-    --------
-    >>> import tempfile, pathlib
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     with atomic_write(pathlib.Path(folder) / "a.txt") as file:
-    ...         _ = file.write(b"whole")
-    ...     pathlib.Path(folder, "a.txt").read_text()
-    'whole'
+    It is written beside its place, in a folder that must exist, synchronised, then renamed: an
+    interrupted write leaves what was there.
     """
     path = Path(path)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")

@@ -10,30 +10,26 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 
 def seed_of(*numbers: int) -> int:
-    """One seed of several numbers, another for every other choice of as many.
-
-    Examples
-    --------
-    >>> seed_of(0, 1) == seed_of(1, 0)
-    False
-    """
+    """One seed of several numbers, another for every other choice of as many."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]) >> 1
 
 
 def generator_options(seed: int) -> dict[str, Any]:
-    """Options for ``torch.rand`` and its like: draws of the seed, whatever the default device.
-
-    Examples
-    --------
-    >>> with torch.device("meta"):
-    ...     torch.randperm(9, **generator_options(0)).sum()
-    tensor(36)
-    """
+    """Options for ``torch.rand`` and its like: draws of the seed, whatever the default device."""
     generator = torch.Generator().manual_seed(seed)
     return {"generator": generator, "device": generator.device}
+
+
+def nested(index: Tensor, sizes: list[int], seed: int) -> list[Tensor]:
+    """Rows of every class, in a seeded order: the first of each are a smaller sample."""
+    keys = torch.rand(len(index), **generator_options(seed), dtype=torch.float64).argsort()
+    keys = keys.to(index.device)
+    order = keys[index[keys].argsort(stable=True)]
+    return list(order.split(sizes))
 
 
 @contextmanager
@@ -59,17 +55,6 @@ class HostDraws:
     """A context in which torch (on the host), NumPy and ``random`` draw from a seed.
 
     Afterwards their states are as before; entered again, the draws go on where they were left.
-
-    Examples
-    --------
-    >>> draws = HostDraws(0)
-    >>> with draws:
-    ...     first = torch.rand(2)
-    >>> with draws:
-    ...     second = torch.rand(2)
-    >>> with HostDraws(0):
-    ...     bool((torch.rand(4) == torch.cat([first, second])).all())
-    True
     """
 
     def __init__(self, seed: int) -> None:

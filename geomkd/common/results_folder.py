@@ -16,13 +16,7 @@ from geomkd.common.files import atomic_write
 
 
 def new_folder(folder: str | os.PathLike | None, stem: str) -> Path:
-    """Make a folder that was not there: the one named, or the next free ``stem-N`` here.
-
-    Raises
-    ------
-    FileExistsError
-        ``folder`` is there already.
-    """
+    """Make a folder that was not there: the one named, or the next free ``stem-N`` here."""
     if folder is not None:
         check_new(folder)
         Path(folder).mkdir(parents=True)

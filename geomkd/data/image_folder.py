@@ -55,13 +55,7 @@ def to_tensor(image_size: int | None, mean: Any, std: Any) -> Callable:
 
 
 def read_image(file: str | os.PathLike) -> Image.Image:
-    """Image of a file: RGB, or if it has more than 8 bits one channel of floats in [0, 1].
-
-    Raises
-    ------
-    ValueError
-        A damaged file, or one whose values have no known range; it is named.
-    """
+    """Image of a file: RGB, or if it has more than 8 bits one channel of floats in [0, 1]."""
     with opened(file) as image:
         if image.mode != "F" and not image.mode.startswith("I"):
             return image.convert("RGB")

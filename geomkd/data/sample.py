@@ -11,10 +11,12 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.utils.data import default_collate
 
 from geomkd.common.checks import Classes, as_classes, as_labels, check_int
-from geomkd.common.randomness import generator_options
-from geomkd.data.sources import Items, Kept, LabelsDiffer, Stream, item_of, source_of
+from geomkd.common.randomness import generator_options, nested
+from geomkd.data.sources import Items, LabelsDiffer, Stream, item_of, source_of
+from geomkd.network.forward import tensors_in
 
 Found = TypeVar("Found")
 ENDLESS = 100  # times ``samples``: where an iterable has given so many, it is taken for endless
@@ -34,16 +36,13 @@ class Sample:
         Seeds the choice, and whatever a data set's transforms draw from torch, NumPy or ``random``,
         so that every pass sees the same inputs.
     entropy_per_class : int, optional
-        Most samples of a class in `of_class`; they begin with the ones in the sample.
+        Most samples of a class in ``batches(of_class=)``, which begin with those in the sample.
     labels : Tensor or ndarray, shape (N,), optional
         Labels to use in place of the data's own, which need have none.
-    labelled : bool
-        False for a uniform sample, all of one class; the data need have no labels.
-    believe : bool
-        Whether labels that a data set keeps choose the sample: `read_as_given` says what happens
-        where its items give others.
-    lonely : bool
-        Whether a class of a single sample is an error, or else left out.
+    labelled, believe, lonely : bool
+        False for a uniform sample, all of one class, of data that need have no labels; not to
+        choose it by labels that a data set keeps (see `read_as_given`); to leave out a class of a
+        single sample, which else is an error.
     input_key, label_key : str, optional
         Where inputs and labels are in batches that are mappings. Without ``label_key`` "labels" or
         "label"; without ``input_key`` everything but the labels is the input.
@@ -52,20 +51,8 @@ class Sample:
     ----------
     classes : Classes
         Class index, sizes and names of the sample, in the order in which `batches` reads it.
-    total : int
-        Samples in the data.
-    kept_bytes : int
-        Memory that holds sampled inputs, where the data can be read only once.
-
-    Examples
-    --------
-    >>> import torch
-    >>> x, y = torch.arange(12.0).reshape(6, 2), torch.tensor([0, 1, 0, 1, 0, 0])
-    >>> sample = Sample((x, y), samples=4, seed=0)
-    >>> sample.classes.sizes
-    [2, 2]
-    >>> [tuple(batch.shape) for batch in sample.batches(3)]
-    [(3, 2), (1, 2)]
+    total, kept_bytes : int
+        Samples in the data; memory that holds sampled inputs, where they can be read only once.
     """
 
     def __init__(
@@ -143,6 +130,11 @@ class Sample:
         other.classes = self.classes._replace(index=index, sizes=sizes)
         return other
 
+    @property
+    def entropy_sizes(self) -> list[int]:
+        """Samples of every class for its entropy; 0 where the sample itself serves."""
+        return [self.entropy_size(a) or 0 for a in range(len(self.classes.sizes))]
+
     def entropy_size(self, a: int) -> int | None:
         """Count class ``a``'s samples for its entropy; None where the sample itself serves."""
         return None if self._of_class is None else len(self._of_class[a])
@@ -155,6 +147,32 @@ def read_as_given(act: Callable[[bool], Found], *, stacklevel: int) -> Found:
     except LabelsDiffer as differ:
         warnings.warn(str(differ), stacklevel=stacklevel)
     return act(False)
+
+
+class Kept:
+    """Inputs that were kept while a stream was read."""
+
+    def __init__(self, inputs: list[Any], labels: Tensor, total: int) -> None:
+        self.inputs, self.targets, self.total = inputs, labels, total
+        self.kept_bytes = sum(tensor.nbytes for item in inputs for tensor in tensors_in(item))
+
+    def labels(self, *, believe: bool = True) -> Tensor:
+        """Labels of the kept samples."""
+        return self.targets
+
+    def read(self, indices: Tensor, batch_size: int, seed: int) -> Iterator[Any]:
+        """Yield kept inputs; a batch ends early where the next sample has another shape."""
+        waiting, waiting_shapes = [], None
+        for item in (self.inputs[i] for i in indices.tolist()):
+            # Token batches of an iterable may differ in length: such are not stacked.
+            shapes = [tensor.shape for tensor in tensors_in(item)]
+            if waiting and (len(waiting) == batch_size or shapes != waiting_shapes):
+                yield default_collate(waiting)
+                waiting = []
+            waiting.append(item)
+            waiting_shapes = shapes
+        if waiting:
+            yield default_collate(waiting)
 
 
 def _kept(stream: Stream, samples: int, per_class: int, seed: int) -> Kept:
@@ -189,6 +207,5 @@ def _kept(stream: Stream, samples: int, per_class: int, seed: int) -> Kept:
 
 def _by_class(labels: Tensor, seed: int) -> list[Tensor]:
     """Return the indices of every class, in a seeded order each."""
-    order = torch.rand(len(labels), **generator_options(seed), dtype=torch.float64).argsort()
-    _, index, counts = labels[order].unique(return_inverse=True, return_counts=True)
-    return list(order[index.argsort(stable=True)].split(counts.tolist()))
+    _, index, counts = labels.unique(return_inverse=True, return_counts=True)
+    return nested(index, counts.tolist(), seed)

@@ -45,9 +45,10 @@ def source_of(
     Parameters
     ----------
     data : pair of tensors, map-style Dataset, DataLoader, or iterable of batches
-        Inputs and labels; a batch is (inputs..., labels) or a mapping. Of a DataLoader, its data
-        set, collate function and workers are used, and the samples that its sampler gives, in the
-        order of the data set.
+        Inputs and labels; a batch is (inputs..., labels) or a mapping, and so may all of the data
+        be. A list whose first entry has one value for its label is one of samples, else of batches.
+        Of a DataLoader, its data set, collate function and workers are used, and the samples that
+        its sampler gives, in the order of the data set.
     keys : (str or None, str or None)
         Where inputs and labels are in batches that are mappings; see `unpack`.
     labelled : bool
@@ -67,9 +68,14 @@ def source_of(
     """
     if isinstance(data, Array) and not labelled:
         return Tensors(data)
+    if isinstance(data, Mapping):
+        every = unpack(data, *keys) if labelled else (inputs_of(data, *keys),)
+        return Tensors(*every, soft=soft)
     is_list = isinstance(data, tuple | list) and not isinstance(data, Dataset)
     if is_list and (isinstance(data, tuple) or not data or isinstance(data[0], Array)):
-        return _pair(data, labelled, soft)  # any other list is one of batches
+        return _pair(data, labelled, soft)
+    if is_list and _is_sample(data[0], keys):
+        return Items(data, keys)
     shown = type(data).__name__
     if isinstance(data, DataLoader):
         shown += f" of {type(data.dataset).__name__}"
@@ -77,7 +83,7 @@ def source_of(
             shown += " with batch_size=None"
         elif not isinstance(data.dataset, IterableDataset):
             return Items(_given_by(data), keys, data)
-    if not isinstance(data, Array | Mapping | str):
+    if not isinstance(data, Array | str):
         by_index = hasattr(data, "__getitem__") and hasattr(data, "__len__")
         if by_index and not is_list and not isinstance(data, IterableDataset):
             return Items(data, keys)
@@ -93,18 +99,26 @@ def can_be_read_again(data: Any) -> bool:
 
 
 def _pair(data: tuple | list, labelled: bool, soft: bool) -> Tensors:
-    if len(data) != 2 or not all(isinstance(part, Array) for part in data):
+    if len(data) != 2 or not isinstance(data[0], Array | Mapping) or not isinstance(data[1], Array):
         shown = ", ".join(type(part).__name__ for part in data)
         raise TypeError(f"data must be a pair (inputs, labels) of tensors; got ({shown})")
     inputs, labels = data
     if labelled:
         return Tensors(inputs, labels, soft)
-    if len(inputs) != len(labels):
+    if isinstance(inputs, Array) and len(inputs) != len(labels):
         raise ValueError(
             "a pair of tensors is inputs and labels, of one length (two batches need an "
             f"iterator); got {len(inputs)} and {len(labels)}"
         )
     return Tensors(inputs)
+
+
+def _is_sample(entry: Any, keys: Keys) -> bool:
+    """Whether an entry of a list is one sample, and no batch: its label is a single value."""
+    try:
+        return np.ndim(unpack(entry, *keys)[1]) == 0
+    except (TypeError, ValueError):
+        return False
 
 
 def _given_by(loader: DataLoader) -> Any:
@@ -133,16 +147,27 @@ def _given_by(loader: DataLoader) -> Any:
 
 
 class Tensors:
-    """Inputs, and labels unless they do not matter, as tensors or arrays."""
+    """Inputs, and labels unless they do not matter, as tensors or arrays, or mappings of such."""
 
     kept_bytes = 0
 
     def __init__(self, inputs: Any, labels: Any = None, soft: bool = False) -> None:
-        self.inputs = as_tensor(inputs, "inputs")
-        if self.inputs.ndim < 1 or len(self.inputs) == 0:
-            raise ValueError(f"inputs must be (n, ...); got shape {tuple(self.inputs.shape)}")
-        self.total = len(self.inputs)
+        if isinstance(inputs, Mapping):
+            self.inputs = {k: as_tensor(v, f"inputs[{k!r}]") for k, v in inputs.items()}
+        else:
+            self.inputs = as_tensor(inputs, "inputs")
+        shapes = [tuple(tensor.shape) for tensor in tensors_in(self.inputs)]
+        if len({shape[:1] for shape in shapes}) != 1 or shapes[0][:1] in ((), (0,)):
+            shown = " and ".join(map(str, shapes)) or "none"
+            raise ValueError(f"inputs must be (n, ...); got shape {shown}")
+        self.total = len(first_tensor(self.inputs))
         self.targets = None if labels is None else as_labels(labels, self.total, soft=soft)
+
+    def at(self, index: Any) -> Any:
+        """Return the inputs of some samples."""
+        if isinstance(self.inputs, Tensor):
+            return self.inputs[index]
+        return {key: value[index] for key, value in self.inputs.items()}
 
     def known_labels(self) -> Tensor:
         """Labels of all samples."""
@@ -155,7 +180,7 @@ class Tensors:
     def read(self, indices: Tensor, batch_size: int, seed: int) -> Iterator[Tensor]:
         """Yield inputs of some samples, batch by batch."""
         for part in indices.split(batch_size):
-            yield self.inputs[part.to(self.inputs.device)]
+            yield self.at(part.tolist())
 
 
 class Items:
@@ -168,15 +193,16 @@ class Items:
         if self.total == 0:
             raise ValueError("the data set is empty")
         self.believed: Tensor | None = None  # labels of all samples that items are held against
-        self.collate, self.workers = default_collate, {"num_workers": 0}
+        self.collate, self.workers = collated, {"num_workers": 0}
         if loader is not None:
             names = ("num_workers", "worker_init_fn", "multiprocessing_context")
-            self.collate = loader.collate_fn
+            own = loader.collate_fn
+            self.collate = collated if own is default_collate else own
             self.workers = {name: getattr(loader, name) for name in names}
 
     def known_labels(self) -> Tensor | None:
         """Labels of all samples, where they can be had without reading the samples."""
-        return labels_kept_by(self.dataset)
+        return labels_kept_by(self.dataset, self.keys[1])
 
     def labels(self, *, believe: bool = True) -> Tensor:
         """Labels of all samples: those that the data set keeps, or else read from its items."""
@@ -249,34 +275,6 @@ class Stream:
                 yield inputs, [0] * len(first_tensor(inputs))
 
 
-class Kept:
-    """Inputs that were kept while a stream was read."""
-
-    def __init__(self, inputs: list[Any], labels: Tensor, total: int) -> None:
-        self.inputs, self.targets, self.total = inputs, labels, total
-        self.kept_bytes = sum(tensor.nbytes for item in inputs for tensor in tensors_in(item))
-
-    def labels(self, *, believe: bool = True) -> Tensor:
-        """Labels of the kept samples."""
-        return self.targets
-
-    def read(self, indices: Tensor, batch_size: int, seed: int) -> Iterator[Any]:
-        """Yield kept inputs; a batch ends early where the next sample has another shape."""
-        waiting: list[Any] = []
-        for item in (self.inputs[i] for i in indices.tolist()):
-            # Token batches of an iterable may differ in length: such are not stacked.
-            if waiting and (len(waiting) == batch_size or _shapes(item) != _shapes(waiting[0])):
-                yield default_collate(waiting)
-                waiting = []
-            waiting.append(item)
-        if waiting:
-            yield default_collate(waiting)
-
-
-def _shapes(item: Any) -> list[torch.Size]:
-    return [tensor.shape for tensor in tensors_in(item)]
-
-
 # ---- batches -------------------------------------------------------------------------------------
 
 
@@ -289,6 +287,19 @@ def split(batch: Any, keys: Keys, *, soft: bool = False) -> tuple[Any, Tensor]:
     if not known and isinstance(labels[0], Array) and labels[0].ndim:
         raise ValueError("labels of several values must be tensors; got a list of tensors a batch")
     return inputs, as_labels(labels if known else np.asarray(labels), soft=soft)
+
+
+def collated(items: list[Any]) -> Any:
+    """Make a batch as `default_collate` does; say what is amiss with texts that are not padded."""
+    for part in items[0] if isinstance(items[0], tuple) else items[:1]:
+        if isinstance(part, Mapping) and any(isinstance(x, list) for x in part.values()):
+            how = "a Hugging Face Dataset gives tensors after .with_format('torch')"
+            raise TypeError(f"samples must hold tensors; got lists in {list(part)} ({how})")
+    try:
+        return default_collate(items)
+    except RuntimeError as error:
+        how = "pad them, or give a DataLoader whose collate_fn does (DataCollatorWithPadding)"
+        raise ValueError(f"these samples make no batch ({error}): {how}") from error
 
 
 def item_of(inputs: Any, i: int) -> Any:
@@ -362,17 +373,20 @@ def to_device(value: Any, device: torch.device) -> Any:
     return value
 
 
-def labels_kept_by(dataset: Any) -> Tensor | None:
+def labels_kept_by(dataset: Any, key: str | None = None) -> Tensor | None:
     """Labels that a data set keeps, where they are likely the ones that it gives."""
     if getattr(dataset, "target_transform", None) is not None:
         return None
     if isinstance(dataset, Subset):
-        kept = labels_kept_by(dataset.dataset)
+        kept = labels_kept_by(dataset.dataset, key)
         return None if kept is None else kept[torch.as_tensor(dataset.indices)]
     if isinstance(dataset, ConcatDataset):
-        parts = [labels_kept_by(part) for part in dataset.datasets]
+        parts = [labels_kept_by(part, key) for part in dataset.datasets]
         return None if any(part is None for part in parts) else torch.cat(parts)
     tensors = dataset.tensors[-1] if isinstance(dataset, TensorDataset) else None
+    if hasattr(dataset, "column_names") and hasattr(dataset, "with_format"):  # Hugging Face's
+        names = [name for name in ((key,) if key else LABEL_KEYS) if name in dataset.column_names]
+        tensors = dataset.with_format("numpy")[names[0]][:] if names else None
     for kept in (tensors, getattr(dataset, "targets", None), getattr(dataset, "labels", None)):
         if isinstance(kept, list | tuple):
             kept = np.asarray(kept) if len(kept) and np.ndim(kept[0]) == 0 else None

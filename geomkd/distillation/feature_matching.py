@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 from torch.nn.utils import skip_init
 
-from geomkd.distillation.losses import at_least_float32, feature_error
+from geomkd.distillation.losses import at_least_float32
 from geomkd.distillation.projectors import Meeting, make_projector, reset
 
 PAIRINGS = ("one_to_one", "all", "attention")
@@ -47,20 +48,11 @@ class Matching(nn.Module):
             )
 
     def forward(
-        self,
-        student_features: Sequence[Tensor],
-        teacher_features: Sequence[Tensor],
-        *,
-        distance: str = "mse",
-        normalize: str = "none",
+        self, student_features: Sequence[Tensor], teacher_features: Sequence[Tensor], **how: Any
     ) -> Tensor:
         """Mean error of the combinations; with attention, the weighted sum over teacher layers."""
         errors = [
-            feature_error(
-                *projector(student_features[s], teacher_features[t]),
-                distance=distance,
-                normalize=normalize,
-            )
+            projector.error(student_features[s], teacher_features[t], **how)
             for projector, (t, s) in zip(self.projectors, self.combinations, strict=True)
         ]
         if self.attention is None:

@@ -24,8 +24,9 @@ from geomkd.distillation.running.run_state import Progress, Run, config_of, rest
 from geomkd.distillation.running.setup import as_objective, join, placed
 from geomkd.distillation.running.student_step import gradients_averaged, student_step
 from geomkd.distillation.running.teacher import teacher_of
-from geomkd.distillation.running.tracking import Means, Scalars
+from geomkd.distillation.running.tracking import Means, Scalars, warn_at_chance
 from geomkd.network.forward import Forward, call, evaluating, first_tensor
+from geomkd.network.masks import token_mask
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -47,6 +48,8 @@ def distill(
     lr: float = 0.0075,
     lr_scale: Mapping[str, float] | None = None,
     weight_decay: float = 0.01,
+    optimizer: Callable[[list[nn.Parameter]], Any] | None = None,
+    schedule: Callable[[Any, int], Any] | None = None,
     clip_norm: float | None = None,
     head_clip_norm: float | None = None,
     seed: int = 0,
@@ -78,11 +81,12 @@ def distill(
         Run in evaluation mode and left bit for bit as it is, but for its device. None will do for
         objectives without a teacher.
     train : pair of tensors, map-style Dataset, or DataLoader
-        Inputs and labels: class indices 0 ... n_classes - 1, or rows (B, n_classes) of
-        probabilities (>= 0, of sum 1), which the cross entropy takes as they are. Of a DataLoader
-        the data set, ``collate_fn``, ``num_workers`` and ``worker_init_fn`` are used, and the
-        samples of its sampler (each, or each of a subset, once); batches and their order are made
-        here.
+        Inputs (or a mapping of them, such as a tokenizer's) and labels: class indices
+        0 ... n_classes - 1, or rows (B, n_classes) of probabilities (>= 0, of sum 1), which the
+        cross entropy takes as they are. A list of samples is a Dataset. Of a DataLoader the data
+        set, ``collate_fn``, ``num_workers`` and ``worker_init_fn`` are used, and the samples of its
+        sampler (each, or each of a subset, once); batches and their order are made here. Tokens
+        that an ``attention_mask`` among the inputs marks as padding count in no loss.
     pairs : list of (str, str), optional
         Teacher layer and student layer, such as :func:`geomkd.pair_layers` gives; required by
         objectives that use features, ignored by the others.
@@ -105,6 +109,12 @@ def distill(
     lr_scale : mapping of str to float, optional
         Factors of the rate for the student's parameters whose names begin so; the longest prefix
         counts: ``{"": 0.01, "fc": 1.0}``.
+    optimizer : callable, optional
+        ``optimizer(parameters)`` makes what trains them in place of AdamW, with a rate of its own.
+        It is called for backbone and projectors, and again for a head that is detached.
+    schedule : callable, optional
+        ``schedule(optimizer, steps_per_epoch)`` makes an `LRScheduler` in place of the one cycle;
+        it is stepped after every step, not every epoch.
     clip_norm, head_clip_norm : float, optional
         Largest norm of the gradient of backbone and projectors, and apart from it of the head
         (``clip_norm`` by default), so that logit gradients cannot change the backbone's step.
@@ -126,7 +136,7 @@ def distill(
         ``resume=False`` it refuses a folder that has checkpoints.
     cache_dir : path, optional
         Folder where the teacher's answers are kept for all samples and read from in training; only
-        without augmentation. ``cache_dtype="float16"`` halves the files.
+        without augmentation, and of texts of one width. ``cache_dtype="float16"`` halves the files.
     log_dir : path, optional
         Folder for TensorBoard's scalars (needs the extra ``geomkd[tensorboard]``).
     forward : callable, optional
@@ -157,7 +167,10 @@ def distill(
     Warns
     -----
     UserWarning
-        A damaged checkpoint (the one before is used), or one that could not be written.
+        A damaged checkpoint (the one before is used), or one that could not be written; padding
+        that no mask tells from tokens. A head that has learned nothing: its training accuracy in
+        the last epoch is not two standard errors above the share of the commonest label (of
+        1 / n_classes where only the samples tell it).
 
     Notes
     -----
@@ -186,6 +199,11 @@ def distill(
     ...                  progress=False)
     >>> list(result.history)[:5]
     ['epoch', 'loss', 'features', 'cross_entropy', 'train_accuracy']
+
+    SGD with steps at epochs 150, 180 and 210: ``distill(..., optimizer=sgd, schedule=steps)``
+
+    >>> sgd = lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9, weight_decay=5e-4)
+    >>> steps = lambda o, n: torch.optim.lr_scheduler.MultiStepLR(o, [150 * n, 180 * n, 210 * n])
     """
     recipe = Recipe(
         epochs=epochs,
@@ -198,6 +216,8 @@ def distill(
         head_clip_norm=head_clip_norm,
         seed=seed,
         precision=precision,
+        optimizer=optimizer,
+        schedule=schedule,
     )
     objective = as_objective(objective)
     device = placed(student, teacher, device, channels_last=channels_last)
@@ -230,9 +250,7 @@ def distill(
             precision=precision,
             progress=progress,
         )
-        optimisers, schedules = recipe.optimisers(
-            student, networks.groups, epochs * len(train.order)
-        )
+        optimisers, schedules = recipe.optimisers(student, networks.groups, len(train.order))
         run = Run(
             networks=networks,
             train=train,
@@ -249,13 +267,12 @@ def distill(
             scalars=stack.enter_context(Scalars(log_dir)),
         )
         if checkpoint_dir is not None:
-            config = config_of(
-                networks, train, recipe, augment=augment is not None, cached=ask_teacher.stored
-            )
             run.checkpoints = Checkpoints(
-                checkpoint_dir, config, every=checkpoint_steps, resume=resume
+                checkpoint_dir, config_of(run), every=checkpoint_steps, resume=resume
             )
         history = fit(run, progress)
+    reached, known = history["train_accuracy"].iloc[-1], train.source.known_labels()
+    warn_at_chance(reached, known, networks.n_classes, train.order.n_samples)
     return DistillationResult(
         networks.student.eval(), networks.projectors, history, networks.pairs, objective.name
     )
@@ -336,7 +353,7 @@ def train_step(run: Run, parts: list[Batch]) -> list[tuple[int, dict[str, Tensor
         teacher_features, teacher_logits = run.ask_teacher(inputs, batch.index)
         with gradients_averaged(run.model, now=batch is parts[-1]):
             loss, losses, logits = run.model(
-                inputs, batch.labels, teacher_features, teacher_logits
+                inputs, batch.labels, teacher_features, teacher_logits, token_mask(inputs)
             )  # behind the cut, if there is one, the logits have no way back to the backbone
             run.scaler.scale(loss * batch.share).backward()
         hits = right(logits, batch.labels).to(loss.dtype).mean()

@@ -102,33 +102,18 @@ def feature_error(
 
 
 def attention_map(features: Tensor) -> Tensor:
-    """Mean over the channels of the squares, flattened and L2-normalised: (B, H W) of (B, C, H, W).
-
-    References
-    ----------
-    Zagoruyko, Komodakis: Paying more attention to attention. arXiv:1612.03928.
-    """
+    """Mean over channels of the squares, flattened and L2-normalised: (B, H W) of (B, C, H, W)."""
     return F.normalize(at_least_float32(features).square().mean(dim=1).flatten(1), dim=1)
 
 
 def batch_similarity(features: Tensor) -> Tensor:
-    """G = F F^T of the flattened features of a batch, every row L2-normalised: (B, B).
-
-    References
-    ----------
-    Tung, Mori: Similarity-preserving knowledge distillation. arXiv:1907.09682.
-    """
+    """G = F F^T of the flattened features of a batch, every row L2-normalised: (B, B)."""
     rows = at_least_float32(features).flatten(1)
     return F.normalize(rows @ rows.T, dim=1)
 
 
 def relative_distances(features: Tensor) -> Tensor:
-    """Euclidean distances between the rows of a batch (B, C), over the mean of those above 0.
-
-    References
-    ----------
-    Park et al.: Relational knowledge distillation. arXiv:1904.05068.
-    """
+    """Euclidean distances between the rows of a batch (B, C), over the mean of those above 0."""
     x = at_least_float32(features)
     # Not by way of the Gram matrix, in which the distances of close rows cancel.
     distances = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist")
@@ -137,12 +122,7 @@ def relative_distances(features: Tensor) -> Tensor:
 
 
 def angles(features: Tensor) -> Tensor:
-    """Cosine of the angle at row i between rows j and k of a batch (B, C): (B, B, B).
-
-    References
-    ----------
-    Park et al.: Relational knowledge distillation. arXiv:1904.05068.
-    """
+    """Cosine of the angle at row i between rows j and k of a batch (B, C): (B, B, B)."""
     x = at_least_float32(features)
     edges = F.normalize(x[None, :] - x[:, None], dim=2)
     return edges @ edges.transpose(1, 2)

@@ -42,9 +42,12 @@ class StepTensors:
     teacher_logits : Tensor, shape (B, n_classes), or None
         The teacher's, where the objective uses them.
     student_features, teacher_features : sequence of Tensor
-        Features of each pair of layers, as the layers give them, at least in float32.
+        Features of each pair of layers, as the layers give them, at least in float32, padded
+        positions 0.
     projectors : nn.Module
         What the objective's ``make_projectors`` made.
+    mask : Tensor, shape (B, T), or None
+        True at tokens; projectors take it third, and give each token as a sample of its own.
     """
 
     labels: Tensor
@@ -53,6 +56,7 @@ class StepTensors:
     student_features: Sequence[Tensor] = ()
     teacher_features: Sequence[Tensor] = ()
     projectors: nn.Module = field(default_factory=nn.ModuleList)
+    mask: Tensor | None = None
 
 
 class Objective:
@@ -284,12 +288,8 @@ class Features(Objective):
 
     def __call__(self, step: StepTensors) -> Loss:
         """Loss of the step and its parts ``features`` and ``cross_entropy``."""
-        features = step.projectors(
-            step.student_features,
-            step.teacher_features,
-            distance=self.distance,
-            normalize=self.normalize,
-        )
+        how = {"mask": step.mask, "distance": self.distance, "normalize": self.normalize}
+        features = step.projectors(step.student_features, step.teacher_features, **how)
         ce = cross_entropy(step.logits, step.labels)
         return features + ce, {"features": features, "cross_entropy": ce}
 

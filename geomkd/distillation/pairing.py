@@ -23,6 +23,7 @@ def pair_layers(
     example_input: Any,
     *,
     similarity: pd.DataFrame | None = None,
+    granularity: str = "blocks",
     forward: Forward | None = None,
 ) -> list[tuple[str, str]]:
     """Pair teacher layers, one to one, with layers of the student: evenly spaced, or most alike.
@@ -38,6 +39,8 @@ def pair_layers(
     similarity : DataFrame, optional
         Rows teacher layers, columns student layers, larger where they are more alike, as
         ``similarity_matrix(teacher, student, data)`` gives.
+    granularity : {"blocks", "stages"}
+        Of the student's layers, as in `candidate_layers`.
     forward : callable, optional
         ``forward(student, example_input)`` for students that are not simply called.
 
@@ -70,7 +73,7 @@ def pair_layers(
     [('layer4', '3')]
     """
     names = check_names(teacher_layers, "teacher_layers")
-    student_names = _main_layers(student, "student", example_input, forward)
+    student_names = _main_layers(student, "student", example_input, granularity, forward)
     k, m = len(names), len(student_names)
     if k > m:
         raise ValueError(
@@ -91,6 +94,7 @@ def choose_layers(
     k: int = 4,
     *,
     how: str = "evenly_spaced",
+    granularity: str = "blocks",
     forward: Forward | None = None,
 ) -> list[str]:
     """Choose teacher layers by their place alone: what a ranking has to beat.
@@ -107,6 +111,8 @@ def choose_layers(
         Of the teacher's m blocks (without blocks, its activations before the head), in order of
         execution: those with index ``round((i + 1) * m / k) - 1`` for i = 0 ... k - 1, or the last
         k.
+    granularity : {"blocks", "stages"}
+        Of the teacher's layers, as in `candidate_layers`.
     forward : callable, optional
         ``forward(teacher, example_input)`` for teachers that are not simply called.
 
@@ -128,7 +134,7 @@ def choose_layers(
     ['3']
     """
     check_choice(how, "how", ("evenly_spaced", "last"))
-    names = _main_layers(teacher, "teacher", example_input, forward)
+    names = _main_layers(teacher, "teacher", example_input, granularity, forward)
     check_k(k, len(names))
     return evenly_spaced(names, k) if how == "evenly_spaced" else names[-k:]
 
@@ -194,9 +200,11 @@ def _in_order(values: list[list[float]]) -> list[int]:
     return columns[::-1]
 
 
-def _main_layers(model: nn.Module, who: str, example_input: Any, forward: Any) -> list[str]:
+def _main_layers(
+    model: nn.Module, who: str, example_input: Any, granularity: str, forward: Any
+) -> list[str]:
     """Blocks of a model, or without blocks its activations before the head."""
-    layers = candidate_layers(model, example_input, forward=forward)
+    layers = candidate_layers(model, example_input, granularity=granularity, forward=forward)
     for role in ("block", "activation"):
         names = [layer.name for layer in layers if layer.role == role]
         if names:

@@ -12,11 +12,15 @@ from torch import Generator, Tensor, nn
 from torch.nn.utils import skip_init
 
 from geomkd.common.checks import check_choice
+from geomkd.distillation.losses import feature_error
+from geomkd.network.kinds import on_line
 from geomkd.network.layers import Layer
+from geomkd.network.masks import mask_of, one_by_one, prefix_of
+from geomkd.network.pooling import pooled
 
 PROJECTORS = ("linear", "mlp", "pca", "none")
-PREFIX_TOKENS = (0, 1, 2, 5)  # none, a class token, with a distillation token, with four registers
-CHANNEL_AXIS = {"map": 0, "map_last": -1, "tokens": -1, "vector": -1}  # of one sample's shape
+Pair = tuple[Tensor, Tensor]
+CHANNEL_AXIS = {"map": 0, "sequence": 0, "map_last": -1, "tokens": -1, "vector": -1}
 
 
 @dataclass(frozen=True)
@@ -44,29 +48,44 @@ class Meeting:
 class Alignment(nn.Module):
     """Two layers' features as maps on one grid.
 
-    Tokens that are the same number on both sides become a map (B, C, T, 1), a vector one of a
-    single position. Where the positions differ, or with ``spatial``, tokens lie on a square grid,
-    without leading tokens that do not fit, and the larger grid is average-pooled to the smaller.
+    Tokens that are the same number on both sides become a map (B, C, T, 1), as sequences do, a
+    vector one of a single position. Where the positions differ, or with ``spatial``, tokens of
+    images lie on a square grid, without leading tokens that do not fit. The larger grid, or longer
+    sequence, is average-pooled to the smaller. Tokens that stand for a text's one by one meet as
+    many such or a vector, and with the mask each is a sample of its own.
     """
 
     def __init__(self, student: Layer, teacher: Layer, *, spatial: bool = False) -> None:
         super().__init__()
-        for layer in (student, teacher):
-            channels(layer)
-        self.student_kind, self.teacher_kind = student.kind, teacher.kind
-        self.on_grid = spatial or not _same_positions(student, teacher)
-        if self.on_grid:
-            for layer in (student, teacher):
-                check_grid(layer)
+        self.layers = sides = (student, teacher)
+        sizes = {math.prod(side.shape) // channels(side) for side in sides}
+        lines, kinds = [side for side in sides if on_line(side)], {side.kind for side in sides}
+        same = len(sizes) == len(kinds) == 1 and kinds <= {"tokens", "vector"}
+        self.on_grid = not lines and (spatial or not same)
+        self.to_vector = bool(lines) and "vector" in kinds
+        by_token = any(side.place == "input" for side in lines)
+        if len(lines) == 1 and not self.to_vector:
+            raise ValueError(f"{lines[0].kind} of {lines[0].name!r} have no grid to meet maps on")
+        if by_token and not self.to_vector and (spatial or len(sizes) > 1):
+            raise ValueError(
+                "a text's tokens meet as many others, each by itself; got "
+                + ("a projector that mixes neighbours" if spatial else f"{sorted(sizes)} positions")
+            )
+        for layer in sides if self.on_grid else ():
+            check_grid(layer)
 
-    def forward(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Pair:
         """Both sides as maps (B, C, H, W) of the same H and W."""
-        if not self.on_grid:
-            return to_map(student, self.student_kind), to_map(teacher, self.teacher_kind)
-        student = to_grid(student, self.student_kind)
-        teacher = to_grid(teacher, self.teacher_kind)
-        grid = (min(student.shape[2], teacher.shape[2]), min(student.shape[3], teacher.shape[3]))
-        return pooled_to(student, grid), pooled_to(teacher, grid)
+        maps = []
+        for x, layer in zip((student, teacher), self.layers, strict=True):
+            if self.to_vector and layer.kind != "vector":
+                x = to_map(pooled(x, layer.kind, "mean", mask_of(layer, mask, x)), "vector")
+            else:
+                as_map = to_grid if self.on_grid else to_map
+                x = as_map(one_by_one(x, layer, mask), layer.kind)
+            maps.append(x)
+        grid = tuple(map(min, *(x.shape[2:] for x in maps)))
+        return pooled_to(maps[0], grid), pooled_to(maps[1], grid)
 
 
 class Projector(nn.Module):
@@ -124,10 +143,20 @@ class Projector(nn.Module):
         self.project = _network(kind, before, after)
         reset(self.project, generator)
 
-    def forward(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Pair:
         """Projected student features and their target, (B, C, H, W), C the teacher's channels."""
-        student, target = self.align(student, teacher)
+        student, target = self.align(student, teacher, mask)
         return self.project(student), target
+
+    def error(
+        self, student: Tensor, teacher: Tensor, mask: Tensor | None = None, **how: str
+    ) -> Tensor:
+        """Error of each sample, (B,), as `feature_error`; of tokens, of those that are real."""
+        error, n = feature_error(*self(student, teacher, mask), **how), len(student)
+        if len(error) == n:
+            return error
+        sums = error.new_zeros(mask.shape).masked_scatter(mask, error).sum(dim=1)
+        return sums / mask.sum(dim=1).clamp(min=1)
 
 
 class PrincipalComponents(Projector):
@@ -158,9 +187,9 @@ class PrincipalComponents(Projector):
         self.register_buffer("mean", mean)
         self.register_buffer("components", components * largest.sign())
 
-    def forward(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Pair:
         """Student features, and the target in the basis of the principal components."""
-        student, teacher = self.align(student, teacher)
+        student, teacher = self.align(student, teacher, mask)
         centred = teacher.movedim(1, -1) - self.mean.to(teacher.dtype)
         return student, (centred @ self.components.to(teacher.dtype)).movedim(-1, 1)
 
@@ -193,19 +222,19 @@ def linear_projectors(meeting: Meeting) -> nn.ModuleList:
 def to_grid(features: Tensor, kind: str) -> Tensor:
     """Features as maps (B, C, H, W); leading tokens outside the square grid are dropped."""
     if kind == "tokens":
-        prefix, side = _square(features.shape[1])
-        return features[:, prefix:].transpose(1, 2).unflatten(2, (side, side))
+        features = features[:, prefix_of(features.shape[1]) :].transpose(1, 2)
+        return features.unflatten(2, (math.isqrt(features.shape[2]), -1))
     return to_map(features, kind)
 
 
 def to_map(features: Tensor, kind: str) -> Tensor:
-    """Features as maps, every token kept: tokens (B, T, C) become (B, C, T, 1)."""
+    """Features as maps, every position kept: tokens (B, T, C) become (B, C, T, 1)."""
     if kind == "map_last":
         return features.movedim(-1, 1)
     if kind == "vector":
         return features[:, :, None, None]
-    if kind == "tokens":
-        return features.transpose(1, 2).unsqueeze(-1)
+    if kind in ("tokens", "sequence"):
+        return (features.transpose(1, 2) if kind == "tokens" else features).unsqueeze(-1)
     return features
 
 
@@ -218,19 +247,19 @@ def channels(layer: Layer) -> int:
     """Channels of a layer; ``ValueError`` for one that has no axis of them."""
     if layer.kind not in CHANNEL_AXIS:
         raise ValueError(
-            f"layer {layer.name!r} must give maps, tokens or vectors; got {layer.kind!r} features "
-            f"of shape {tuple(layer.shape)} a sample"
+            f"layer {layer.name!r} must give maps, tokens, sequences or vectors; got "
+            f"{layer.kind!r} features of shape {tuple(layer.shape)} a sample"
         )
     return layer.shape[CHANNEL_AXIS[layer.kind]]
 
 
 def check_grid(layer: Layer) -> None:
     """Refuse tokens that form no square grid."""
-    if layer.kind == "tokens":
-        try:
-            _square(layer.shape[0])
-        except ValueError as error:
-            raise ValueError(f"layer {layer.name!r}: {error}") from None
+    if layer.kind == "tokens" and prefix_of(layer.shape[0]) is None:
+        raise ValueError(
+            f"layer {layer.name!r}: tokens must form a square grid after dropping 0, 1, 2 or 5 of "
+            f"them; got {layer.shape[0]} tokens"
+        )
 
 
 def check_map(layer: Layer, why: str) -> None:
@@ -273,20 +302,3 @@ def reset(network: nn.Module, generator: Generator | None) -> None:
             if module.bias is not None:
                 bound = 1 / math.sqrt(module.weight[0].numel())
                 nn.init.uniform_(module.bias, -bound, bound, generator=generator)
-
-
-def _square(n_tokens: int) -> tuple[int, int]:
-    """Return the number of prefix tokens and the side of the square grid that the others form."""
-    for prefix in PREFIX_TOKENS:
-        side = math.isqrt(max(n_tokens - prefix, 0))
-        if side > 0 and side * side == n_tokens - prefix:
-            return prefix, side
-    raise ValueError(
-        f"tokens must form a square grid after dropping 0, 1, 2 or 5 of them; got {n_tokens} tokens"
-    )
-
-
-def _same_positions(student: Layer, teacher: Layer) -> bool:
-    if student.kind != teacher.kind or student.kind not in ("tokens", "vector"):
-        return False
-    return student.shape[:-1] == teacher.shape[:-1]

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from geomkd.distillation.feature_matching import Matching
 from geomkd.distillation.losses import (
@@ -29,15 +29,7 @@ from geomkd.distillation.objectives import (
     StepTensors,
     check_temperature,
 )
-from geomkd.distillation.projectors import (
-    Alignment,
-    Meeting,
-    channels,
-    check_grid,
-    check_map,
-    make_projector,
-    to_grid,
-)
+from geomkd.distillation.projectors import Alignment, Meeting, check_map, make_projector
 from geomkd.network.layers import Layer
 
 
@@ -65,10 +57,9 @@ class FitNet(Objective):
     def __call__(self, step: StepTensors) -> Loss:
         """Loss of the step and its parts ``cross_entropy`` and ``hint``."""
         middle = len(step.student_features) // 2
-        projected, target = step.projectors(
-            step.student_features[middle], step.teacher_features[middle]
-        )
-        ce, hint = cross_entropy(step.logits, step.labels), feature_error(projected, target).mean()
+        features = step.student_features[middle], step.teacher_features[middle]
+        hint = step.projectors.error(*features, step.mask).mean()
+        ce = cross_entropy(step.logits, step.labels)
         return ce + self.weight * hint, {"cross_entropy": ce, "hint": hint}
 
 
@@ -151,13 +142,16 @@ class Relational(Objective):
 
     def make_projectors(self, meeting: Meeting) -> nn.Module:
         """Make what averages over positions; nothing is trained."""
-        return nn.ModuleList(_Pooled(layer) for layer in reversed(meeting.pairs[-1]))
+        one = Layer("mean", "vector", (1,))
+        return nn.ModuleList(Alignment(layer, one) for layer in reversed(meeting.pairs[-1]))
 
     def __call__(self, step: StepTensors) -> Loss:
         """Loss of the step and its parts ``cross_entropy``, ``distance`` and ``angle``."""
         pool_student, pool_teacher = step.projectors
-        ours = pool_student(step.student_features[-1])
-        theirs = pool_teacher(step.teacher_features[-1]).to(ours.dtype)
+        one = step.logits.new_zeros(1, 1)
+        ours = pool_student(step.student_features[-1], one, step.mask)[0].flatten(1)
+        theirs = pool_teacher(step.teacher_features[-1], one, step.mask)[0].flatten(1)
+        theirs = theirs.to(ours.dtype)
         ce = cross_entropy(step.logits, step.labels)
         distance = F.smooth_l1_loss(relative_distances(ours), relative_distances(theirs))
         angle = F.smooth_l1_loss(angles(ours), angles(theirs))
@@ -205,7 +199,7 @@ class FeatureKD(Objective):
         """Loss of the step and its parts ``cross_entropy``, ``kd`` and ``features``."""
         ce = cross_entropy(step.logits, step.labels)
         kd = softened_divergence(step.logits, step.teacher_logits, self.temperature)
-        features = step.projectors(step.student_features, step.teacher_features)
+        features = step.projectors(step.student_features, step.teacher_features, mask=step.mask)
         loss = ce + self.kd_weight * kd + self.feature_weight * features
         return loss, {"cross_entropy": ce, "kd": kd, "features": features}
 
@@ -269,19 +263,6 @@ class SimKD(Objective):
         aligned = step.projectors(step.student_features[-1], step.teacher_features[-1])
         loss = feature_error(*aligned).mean()
         return loss, {"features": loss}
-
-
-class _Pooled(nn.Module):
-    """Mean over positions."""
-
-    def __init__(self, layer: Layer) -> None:
-        super().__init__()
-        channels(layer)
-        check_grid(layer)
-        self.kind = layer.kind
-
-    def forward(self, x: Tensor) -> Tensor:
-        return to_grid(x, self.kind).mean(dim=(2, 3))
 
 
 def _need_maps(objective: Objective, *pairs: tuple[Layer, Layer]) -> None:

@@ -11,7 +11,7 @@ from torch import Generator, Tensor, fx, nn
 from geomkd.distillation.projectors import Projector, check_map, pooled_to, to_grid
 from geomkd.network.forward import Forward, call, evaluating, first_tensor, modules_by_name, unwrap
 from geomkd.network.hooks import features_of, target_of
-from geomkd.network.layers import Layer, describe_layers
+from geomkd.network.layers import describe_layers
 
 
 class WithTeacherHead(nn.Module):
@@ -65,7 +65,7 @@ class WithTeacherHead(nn.Module):
         (ours,) = describe_layers(student, [pair[1]], example, forward=forward)
         for layer in (ours, theirs):
             check_map(layer, "a teacher's head is put on maps")
-        sides = [_grid(layer) for layer in (ours, theirs)]
+        sides = [x.shape[1:] if x.kind == "map" else x.shape[:2] for x in (ours, theirs)]
         self.layer, self.kind, self.head_kind = ours.name, ours.kind, theirs.kind
         self.grid = tuple(map(min, *sides))
         self.student = student
@@ -161,7 +161,3 @@ def _traced_head(root: nn.Module, module: nn.Module, is_input: bool) -> nn.Modul
     traced.delete_all_unused_submodules()
     traced.recompile()
     return copy.deepcopy(traced)
-
-
-def _grid(layer: Layer) -> tuple[int, int]:
-    return layer.shape[1:] if layer.kind == "map" else layer.shape[:2]

@@ -45,14 +45,7 @@ class Sorted(NamedTuple):
 
 
 class ClassSums:
-    """What a Gram matrix is made of, added up over slices of columns.
-
-    Parameters
-    ----------
-    classes : Classes
-        Class index and sizes of the samples, in the order of the features' rows.
-    dtype : torch.dtype
-        Type of the n x n product: float32, or float64 for float64 features.
+    """What a Gram matrix is made of, added up over slices of columns; its product in ``dtype``.
 
     Attributes
     ----------

@@ -8,30 +8,20 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from geomkd.common.randomness import generator_options, nested
+
 MOST = 1000  # samples of the subset whose Gram matrix is kept
 _GATHERED = 1_000_000  # numbers gathered at a time: 8 MB in float64
 
 
 @dataclass(frozen=True, eq=False)
 class Draws:
-    """R subsets of a class-sorted sample, with the same number of every class in each.
+    """R subsets of a class-sorted sample, with the same number of every class in each."""
 
-    Parameters
-    ----------
-    of_class : list of Tensor, shape (R, m_a)
-        Positions drawn within each class, rising.
-    member : Tensor, shape (n, R)
-        Whether a sorted row is in a draw.
-    class_sizes : list of int
-        Samples of each class in the sample.
-    whole : bool
-        True where the one draw is the sample itself.
-    """
-
-    of_class: list[Tensor]
-    member: Tensor
-    class_sizes: list[int]
-    whole: bool
+    of_class: list[Tensor]  # (R, m_a) positions drawn within each class, rising
+    member: Tensor  # (n, R) whether a sorted row is in a draw
+    class_sizes: list[int]  # samples of each class in the sample
+    whole: bool  # where the one draw is the sample itself
 
     @classmethod
     def all_of(cls, sizes: list[int], device: torch.device) -> Draws:
@@ -42,18 +32,8 @@ class Draws:
 
     @classmethod
     def halves(cls, sizes: list[int], draws: int, seed: int, device: torch.device) -> Draws:
-        """``draws`` half-samples without replacement: max(2, ceil(n_a / 2)) of every class.
-
-        Examples
-        --------
-        >>> import torch
-        >>> from geomkd.geometry.draws import Draws
-        >>> Draws.halves([4, 6], 3, seed=0, device=torch.empty(0).device).member.sum(0)
-        tensor([5, 5, 5])
-        """
-        generator = torch.Generator().manual_seed(seed)
-        # Neither the default device nor the default type may change a draw.
-        uniform = {"generator": generator, "device": generator.device, "dtype": torch.float64}
+        """``draws`` half-samples without replacement: max(2, ceil(n_a / 2)) of every class."""
+        uniform = generator_options(seed) | {"dtype": torch.float64}
         of_class, members = [], []
         for size in sizes:
             keep = max(2, (size + 1) // 2)
@@ -92,19 +72,8 @@ def held_out(index: Tensor, n_classes: int, share: float, seed: int) -> tuple[Te
     ``share * m`` of a class's m samples are held out: rounded, halves up, but at least one and at
     most m - 1; a single sample is for training only. Renaming classes leaves the split as it is.
     The seeded permutation is drawn on the CPU, and nothing waits for a device.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from geomkd.geometry.draws import held_out
-    >>> index = torch.tensor([0, 0, 0, 0, 1, 1, 1, 1, 1, 1])
-    >>> train, test = held_out(index, 2, 0.3, seed=0)
-    >>> index[test].bincount(), index[train].bincount()
-    (tensor([1, 2]), tensor([3, 4]))
     """
-    generator = torch.Generator().manual_seed(seed)
-    own = {"generator": generator, "device": generator.device}
-    shuffled = torch.randperm(len(index), **own).to(index.device)
+    shuffled = torch.randperm(len(index), **generator_options(seed)).to(index.device)
     order = shuffled[torch.sort(index[shuffled], stable=True).indices]  # by class, random within
     sizes = (index == torch.arange(n_classes, device=index.device).unsqueeze(1)).sum(dim=1)
     tested = (share * sizes.double() + 0.5).floor().long()
@@ -113,22 +82,6 @@ def held_out(index: Tensor, n_classes: int, share: float, seed: int) -> tuple[Te
     first = place < tested[index[order]]
     test = torch.zeros_like(index, dtype=torch.bool).scatter(0, order, first)
     return ~test, test
-
-
-def nested(index: Tensor, sizes: list[int], seed: int) -> list[Tensor]:
-    """Rows of every class in a seeded order: the first of each are a smaller sample.
-
-    Examples
-    --------
-    >>> import torch
-    >>> [rows.sort().values for rows in nested(torch.tensor([0, 1, 0, 1]), [2, 2], seed=0)]
-    [tensor([0, 2]), tensor([1, 3])]
-    """
-    generator = torch.Generator().manual_seed(seed)
-    own = {"generator": generator, "device": generator.device, "dtype": torch.float64}
-    keys = torch.rand(len(index), **own).argsort().to(index.device)
-    order = keys[index[keys].argsort(stable=True)]
-    return list(order.split(sizes))
 
 
 def balanced(orders: list[Tensor], samples: int) -> Tensor:
@@ -161,25 +114,12 @@ def parts_of(index: Tensor, subsamples: int, sweep: Sequence[int], seed: int) ->
 class SampleDraws:
     """Draws from a sample, in this order: itself, half-samples, smaller samples; Q of them in all.
 
-    Parameters
-    ----------
-    index : Tensor, shape (n,)
-        Class of each sample, as they come.
-    sizes : list of int
-        Samples of each class.
-    subsamples, seed : int
-        Half-samples and their seed.
-    sweep : list of int
-        Smaller samples, rising.
-
     Attributes
     ----------
     order : Tensor, shape (n,)
         Sample that each row of a class-sorted Gram matrix is.
-    whole : Draws
-        The sample itself.
-    groups : list of Draws
-        The sample, its half-samples if there are any, each smaller sample.
+    whole, groups : Draws, list of Draws
+        The sample itself; it, its half-samples if there are any, and each of ``smaller``.
     member : Tensor, shape (n, Q)
         Whether a sorted row is in a draw.
     rows : Tensor, shape (m,)
@@ -188,11 +128,11 @@ class SampleDraws:
         Places in the subset of every draw.
     """
 
-    index: Tensor
-    sizes: list[int]
-    subsamples: int = 0
+    index: Tensor  # (n,) class of each sample, as they come
+    sizes: list[int]  # samples of each class
+    subsamples: int = 0  # half-samples
     seed: int = 0
-    sweep: list[int] = field(default_factory=list)
+    sweep: list[int] = field(default_factory=list)  # samples of the smaller ones, rising
 
     def __post_init__(self) -> None:
         self.n, self.n_classes, device = len(self.index), len(self.sizes), self.index.device
@@ -200,8 +140,9 @@ class SampleDraws:
         orders = nested(self.index, self.sizes, self.seed)
         self.rows = balanced(orders, MOST) if self.n > MOST else torch.arange(self.n, device=device)
         self.whole = Draws.all_of(self.sizes, device)
-        halves = (self.sizes, self.subsamples, self.seed, device)
-        self.groups = [self.whole, *([Draws.halves(*halves)] if self.subsamples else [])]
+        self.groups = [self.whole]
+        if self.subsamples:
+            self.groups.append(Draws.halves(self.sizes, self.subsamples, self.seed, device))
         self.smaller = [self._smaller(balanced(orders, samples)) for samples in self.sweep]
         self.groups += self.smaller
         self.member = torch.cat([draws.member for draws in self.groups], dim=1)

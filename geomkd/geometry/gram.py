@@ -35,17 +35,12 @@ class ClassGram:
     Built by `ClassGram.of` from an (n, d) tensor, or by `ClassGram.from_columns` from slices of its
     columns, so that a layer larger than memory needs n x n numbers and one slice at a time.
 
-    Parameters
-    ----------
-    sums : ClassSums
-        What it is made of.
-    columns : callable
-        What that was added up of, to be read again where the sums cancel.
-    scale : float
-        Power of two that the features were multiplied by; distances and norms are divided by it.
-
     Attributes
     ----------
+    columns : callable
+        What ``sums`` were added up of, to be read again where they cancel.
+    scale : float
+        Power of two that the features were multiplied by; distances and norms are divided by it.
     upper : Tensor, shape (n, n)
         Gram matrix of the class-centred samples, on and above the diagonal blocks.
     order : Tensor, shape (n,)
@@ -54,6 +49,8 @@ class ClassGram:
         Squared norms of the samples about their class's mean, the mean of all, 0; float64.
     zero_rows : Tensor, shape (n,)
         True for samples whose features are all exactly zero.
+    between_sq : Tensor, shape ()
+        Sum over classes of n_a |m_a - m|^2, float64.
     dim : int
         Number of features, d.
 
@@ -61,16 +58,6 @@ class ClassGram:
     -----
     Cost: n^2 d flops (half of a plain product), n^2 numbers, and O(n d C) in float64.
     "Centred" below means: minus the mean of all rows; "raw": as they came.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from geomkd.geometry.gram import ClassGram
-    >>> x = torch.tensor([[1.0, 0.0], [3.0, 0.0], [0.0, 2.0], [0.0, 4.0]])
-    >>> gram = ClassGram.of(x, torch.tensor([0, 0, 1, 1]))
-    >>> gram.class_dots(1, raw=True)
-    tensor([[ 4.,  8.],
-            [ 8., 16.]], dtype=torch.float64)
     """
 
     def __init__(self, sums: ClassSums, columns: Columns, scale: float = 1.0) -> None:
@@ -85,7 +72,7 @@ class ClassGram:
         c, own = self.n_classes, self.class_of
         mean_dot, overall = sums.mean_dot[:c, :c], sums.mean_dot[:c, c]
         mean_sq = mean_dot.diagonal()
-        self._between_sq, self.apart = sums.sizes @ mean_sq, mean_sq.max().sqrt()
+        self.between_sq, self.apart = sums.sizes @ mean_sq, mean_sq.max().sqrt()
         # x_i.x_j (centred) = c_i.c_j + half_i[b] + half_j[a]; raw adds shift_i + shift_j.
         self._half = sums.residual_dot[:, :c] + mean_dot.index_select(0, own) / 2
         to_overall = sums.residual_dot[:, c] + overall.index_select(0, own)
@@ -111,11 +98,6 @@ class ClassGram:
 
         ``columns`` is called again where numbers must be looked at once more: of features whose
         squares leave ``dtype``, of rows that nearly vanish, in `refine` and `measure`.
-
-        Raises
-        ------
-        ValueError
-            Features that are not finite.
         """
 
         def scaled() -> Iterator[Tensor]:
@@ -161,10 +143,6 @@ class ClassGram:
                 dots = self.upper[rows.rows, cols.rows].to(torch.float64, copy=True)
                 dots.addmm_(torch.cat(left, 1), torch.cat(right, 1).T)
                 yield rows, cols, self._with_near_rows(dots, rows.rows, cols.rows, raw)
-
-    def between_sq(self) -> Tensor:
-        """Sum over classes of n_a |m_a - m|^2, float64."""
-        return self._between_sq
 
     def rows_of_dots(self, rows: slice) -> Tensor:
         """Centred dot products of consecutive rows with all rows, (b, n), float64."""

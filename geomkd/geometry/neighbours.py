@@ -29,18 +29,10 @@ Mask = Callable[[Tensor], Tensor]
 
 
 class Neighbours(NamedTuple):
-    """The k nearest samples of each of n, the nearest first.
+    """The k nearest samples of each of n, the nearest first."""
 
-    Attributes
-    ----------
-    sq_distance : Tensor, shape (n, k)
-        Squared distances, float64, rising along a row; equal rows are exactly 0 apart.
-    index : Tensor, shape (n, k)
-        Which rows they are.
-    """
-
-    sq_distance: Tensor
-    index: Tensor
+    sq_distance: Tensor  # (n, k) float64, rising along a row; equal rows are exactly 0 apart
+    index: Tensor  # (n, k) which rows they are
 
 
 class Source(Protocol):
@@ -62,17 +54,8 @@ class Source(Protocol):
 class Rows:
     """Features of n samples, ready for products of centred rows; nothing is copied.
 
-    Parameters
-    ----------
-    features : Tensor or ndarray, shape (n, ...)
-        Any floating-point type and device.
-
-    Attributes
-    ----------
-    centre : Tensor, shape (d,)
-        Mean of the rows, rounded to float32 unless the features are float64.
-    scale : float
-        Power of two that features are multiplied by where their squares would leave the type.
+    ``centre``, (d,), is the mean of the rows, rounded to float32 unless the features are float64;
+    ``scale`` the power of two that they are multiplied by where squares would leave the type.
     """
 
     def __init__(self, features: Any) -> None:
@@ -122,13 +105,6 @@ def search(rows: Rows, k: int) -> Neighbours:
 
     Squared distances are in the scale of ``rows``. Cost: n^2 d multiplications in the features' own
     precision; memory two tiles of 2,048 rows, 2,048^2 distances, and the result.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from geomkd.geometry.neighbours import Rows, search
-    >>> search(Rows(torch.tensor([[0.0], [1.0], [3.0]])), 1).index.flatten()
-    tensor([1, 0, 1])
     """
     with exact_arithmetic(rows.centre.device):
         sq, at = nearest_of(rows.triangle(), rows.n, min(k + SPARE, rows.n - 1), rows.centre)

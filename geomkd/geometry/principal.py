@@ -19,27 +19,15 @@ from geomkd.geometry.precision import ZERO_VARIANCE, centred, exact_arithmetic, 
 
 
 class Principal(NamedTuple):
-    """Principal coordinates of n samples.
+    """Principal coordinates of n samples, float64: dot products and distances are the features'.
 
-    Attributes
-    ----------
-    coordinates : Tensor, shape (n, r)
-        Centred samples on their principal axes, float64, the widest axis first. Dot products and
-        distances are those of the features; where squares would leave float64, those of the
-        features times a power of two.
-    sq_singular : Tensor, shape (r,)
-        Squared singular values of the centred sample, falling, all positive: n times the
-        population variance along each axis.
-    dim : int
-        Features, d.
-    scale : Tensor or float
-        That power of two, else 1.
+    Where squares would leave float64, they are those of the features times ``scale``.
     """
 
-    coordinates: Tensor
-    sq_singular: Tensor
-    dim: int
-    scale: Tensor | float = 1.0
+    coordinates: Tensor  # (n, r) centred samples on their principal axes, the widest first
+    sq_singular: Tensor  # (r,) n times the variance along each axis: falling, all positive
+    dim: int  # features, d
+    scale: Tensor | float = 1.0  # a power of two
 
     @property
     def n(self) -> int:
@@ -50,29 +38,8 @@ class Principal(NamedTuple):
 def principal(features: Any, *, center: bool = True) -> Principal:
     """Principal coordinates of (n, ...) features, by way of the smaller of X X' and X' X.
 
-    Parameters
-    ----------
-    features : Tensor or ndarray, shape (n, ...)
-        Flattened to (n, d); any floating-point type and device.
-    center : bool
-        Subtract the mean of the rows first.
-
-    Returns
-    -------
-    Principal
-        In float64. Rank 0 where all rows are equal.
-
-    Notes
-    -----
-    Cost: min(n, d)^2 max(n, d) multiplications in float64 and one eigenproblem of size min(n, d).
-
-    Examples
-    --------
-    >>> import torch
-    >>> from geomkd.geometry.principal import principal
-    >>> found = principal(torch.tensor([[3.0, 0.0], [-3.0, 0.0], [0.0, 1.0], [0.0, -1.0]]))
-    >>> found.sq_singular
-    tensor([18.,  2.], dtype=torch.float64)
+    Rank 0 where all rows are equal. Cost: min(n, d)^2 max(n, d) multiplications in float64 and one
+    eigenproblem of size min(n, d).
     """
     x = as_features(features)
     check_finite(x)
@@ -119,21 +86,10 @@ def _positive(values: Tensor, raw_sum: Tensor | float, size: int) -> Tensor:
 
 
 class SubsetGram:
-    """Gram matrix of some rows of a layer's features, gathered while its columns are read.
+    """Gram matrix of (m,) rows of a layer's features, gathered while its columns are read.
 
-    Parameters
-    ----------
-    rows : Tensor, shape (m,)
-        Which rows, of the features as they come.
-    scale : float
-        Power of two that the columns were multiplied by, which is undone.
-
-    Attributes
-    ----------
-    gram : Tensor, shape (m, m)
-        About the mean of these rows, float64.
-    dim : int
-        Features, d.
+    ``gram``, (m, m), is about the mean of these rows, float64; the ``scale`` that the columns were
+    multiplied by is undone.
     """
 
     def __init__(self, rows: Tensor, scale: float = 1.0) -> None:
@@ -188,15 +144,7 @@ class SubsetGram:
 
 
 def unpacked(packed: np.ndarray, m: int) -> np.ndarray:
-    """Gram matrices (L, m, m), float32, from L packed ones.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> unpacked(np.array([[1.0, 2.0, 3.0]]), 2)
-    array([[[1., 2.],
-            [2., 3.]]], dtype=float32)
-    """
+    """Gram matrices (L, m, m), float32, from L packed ones."""
     i, j = np.triu_indices(m)
     grams = np.empty((len(packed), m, m), dtype=np.float32)
     grams[:, i, j] = grams[:, j, i] = packed

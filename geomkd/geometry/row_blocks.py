@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -15,11 +14,8 @@ from geomkd.geometry.precision import BLOCK
 NUMBERS = 4_000_000  # of a block of rows, and of what is summed from it: 32 MB in float64
 
 
-class Reader(Protocol):
-    """What is done with a block of rows."""
-
-    def __call__(self, rows: slice, dots: Tensor, sq_distance: Tensor) -> None:
-        """Read (b, n) centred dot products and squared distances; neither may be changed."""
+# Reads rows, their (b, n) centred dot products and squared distances; neither may be changed.
+Reader = Callable[[slice, Tensor, Tensor], None]
 
 
 def full_rows(gram: ClassGram, height: int) -> Iterator[tuple[slice, Tensor, Tensor]]:
@@ -47,17 +43,7 @@ def walk(gram: ClassGram, readers: Sequence[Reader], *, sums: int = 1) -> None:
 
 
 class NearestRows:
-    """Reader that keeps the k nearest rows of every row, itself apart.
-
-    Parameters
-    ----------
-    gram : ClassGram
-        Whose rows are read.
-    k : int
-        How many.
-    among : Tensor, shape (n,), optional
-        Rows that may be neighbours; all by default.
-    """
+    """Reader that keeps the k nearest of every row, itself apart; (n,) ``among`` tells of which."""
 
     def __init__(self, gram: ClassGram, k: int, among: Tensor | None = None) -> None:
         self.gram, self.k = gram, min(k, gram.n - 1)
@@ -89,19 +75,12 @@ def nearest_rows(gram: ClassGram, k: int, among: Tensor | None = None) -> Neighb
 
 def sums_over_classes(gram: ClassGram, weights: Tensor) -> Callable[[Tensor], Tensor]:
     """Sum (b, n) values over each class with (n, Q) weights of its rows: (b, C, Q)."""
-
-    def sums(values: Tensor) -> Tensor:
-        return torch.stack([values[:, s:e] @ weights[s:e] for s, e in gram.spans], dim=1)
-
-    return sums
+    spans = gram.spans
+    return lambda values: torch.stack([values[:, s:e] @ weights[s:e] for s, e in spans], dim=1)
 
 
 def sums_over_labels(index: Tensor, weights: Tensor, n_classes: int) -> Callable[[Tensor], Tensor]:
     """Sum (b, n) values over classes that differ between columns of (n, Q) ``index``: (b, C, Q)."""
     names = torch.arange(n_classes, device=index.device).view(1, -1, 1)
     hot = ((index.unsqueeze(1) == names) * weights.unsqueeze(1)).flatten(1)
-
-    def sums(values: Tensor) -> Tensor:
-        return (values @ hot).view(len(values), n_classes, -1)
-
-    return sums
+    return lambda values: (values @ hot).view(len(values), n_classes, -1)

@@ -17,11 +17,7 @@ from geomkd.measures.quality import (
     knowledge_quality,
     separation,
 )
-from geomkd.measures.separability import (
-    knn_accuracy,
-    nearest_class_mean,
-    silhouette,
-)
+from geomkd.measures.separability import knn_accuracy, nearest_class_mean, silhouette
 from geomkd.measures.similarity import cka, procrustes_distance
 from geomkd.measures.spectrum import (
     effective_rank,

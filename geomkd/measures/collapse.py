@@ -25,10 +25,8 @@ def fisher_ratio(features: Any, labels: Any, *, null: int = 0, seed: int = 0) ->
 
     Parameters
     ----------
-    features : Tensor or ndarray, shape (n, ...)
-        Flattened to (n, d); any floating-point type and device.
-    labels : Tensor or ndarray, shape (n,) or (n, C)
-        Integers, or exact one-hot rows.
+    features, labels : Tensor or ndarray, shapes (n, ...) and (n,) or (n, C)
+        Floats of any type and device, flattened to (n, d); integers, or exact one-hot rows.
     null, seed : int
         Permutations of the labels to hold the score against, and their seed.
 
@@ -85,7 +83,7 @@ def fisher_score(gram: ClassGram) -> Callable[[Tensor], Tensor]:
 def fisher_ratio_from(gram: ClassGram, draws: Draws) -> Tensor:
     """Ratio tr S_b / tr S_w of each draw, (R,)."""
     if draws.whole:
-        parts = gram.between_sq(), gram.residual_sq.sum(), gram.raw_sq.sum()
+        parts = gram.between_sq, gram.residual_sq.sum(), gram.raw_sq.sum()
         return ratio(*parts).unsqueeze(0)
     member = draws.member.double()
     within = member.T @ gram.residual_sq
@@ -111,20 +109,19 @@ def ratio(above: Tensor, below: Tensor, raw_sq: Tensor) -> Tensor:
 
 
 class NeuralCollapse(NamedTuple):
-    """Four measures of collapse; each falls to 0 as a layer collapses.
+    """Four measures of collapse, 0-d tensors; each falls to 0 as a layer collapses.
 
     Attributes
     ----------
-    nc1 : Tensor, shape ()
+    nc1
         Variability within classes: tr(S_w S_b^+) / C.
-    nc2_norms : Tensor, shape ()
-        Unequal norms of the centred class means: standard deviation over mean.
-    nc2_angles : Tensor, shape ()
-        Unequal angles between them: mean |cos + 1 / (C - 1)| over pairs.
-    nc3 : Tensor, shape ()
+    nc2_norms, nc2_angles
+        Unequal norms of the centred class means: standard deviation over mean. Unequal angles
+        between them: mean |cos + 1 / (C - 1)| over pairs.
+    nc3
         Distance of the head's weight from the class means, squared, each of unit Frobenius norm;
         NaN without a head.
-    nc4 : Tensor, shape ()
+    nc4
         Share of samples for which the nearest class mean is not the head's choice; NaN without.
     """
 
@@ -142,10 +139,8 @@ def neural_collapse(
 
     Parameters
     ----------
-    features : Tensor or ndarray, shape (n, ...)
-        Flattened to (n, d); any floating-point type and device.
-    labels : Tensor or ndarray, shape (n,) or (n, C)
-        Integers, or one-hot or score rows whose argmax is taken.
+    features, labels : Tensor or ndarray, shapes (n, ...) and (n,) or (n, C)
+        Floats of any type and device, flattened to (n, d); integers, or exact one-hot rows.
     head_weight : Tensor or ndarray, shape (K, d), optional
         Weight of the linear layer that reads the features. Row k is of the class labelled k, so
         labels are then 0 ... K - 1; classes without a sample are left out of ``nc3``.
@@ -169,12 +164,11 @@ def neural_collapse(
     (x_i - m_c(i))'. The standard deviation of ``nc2_norms`` divides by C - 1. With M the rows
     m_c - m and W the head's, ``nc3`` = ||W/||W||_F - M/||M||_F||_F^2, between 0 and 4.
 
-    The pseudo-inverse S_b^+ is taken on the span of the centred means, at most C - 1 dimensions,
-    found in float64. Directions with less than max(n, d) eps of the sample's largest variance are
-    rounding and are dropped: inverted, they would swamp all others. Class means that depend on
-    each other thus lose directions, and variance within classes along these is not counted. Where
-    all class means are equal, ``nc1`` is inf, ``nc2`` and ``nc3`` are NaN; where all samples are
-    equal, ``nc1`` is NaN as well. A class mean at the mean of all has cosine 0 with every other.
+    S_b^+ is taken on the span of the centred means, at most C - 1 dimensions. Directions with less
+    than max(n, d) eps of the sample's largest variance are rounding and are dropped, and variance
+    within classes along these is not counted. Where all class means are equal, ``nc1`` is inf,
+    ``nc2`` and ``nc3`` are NaN; where all samples are equal, ``nc1`` is NaN as well. A class mean
+    at the mean of all has cosine 0 with every other.
 
     A small ``nc1`` alone says little: with n - C < d it falls with d, and on training samples it
     measures how long the teacher was trained. Of two classes, ``nc2`` is 0 always. Rotation, shift
@@ -207,7 +201,9 @@ def neural_collapse(
             return of_means
         rows = torch.tensor(classes.names, device=x.device)
         logits, means = _through_head(x, classes.index, len(rows), weight, bias)
-        nearest = rows[_nearest_mean(found.coordinates, classes.index, len(rows))]
+        own = _class_means(found.coordinates, classes.index, len(rows))  # in principal coordinates
+        sq_distance = own.square().sum(dim=1) - 2 * found.coordinates @ own.T  # but for |x|^2
+        nearest = rows[sq_distance.argmin(dim=1)]
         return of_means._replace(
             nc3=torch.where(of_means.nc1.isfinite(), _duality(means, weight[rows]), torch.nan),
             nc4=(nearest != logits.argmax(dim=1)).double().mean(),
@@ -242,12 +238,6 @@ def neural_collapse_from(principal: Principal, index: Tensor, n_classes: int) ->
 def _class_means(x: Tensor, index: Tensor, n_classes: int) -> Tensor:
     hot = (index == torch.arange(n_classes, device=x.device).unsqueeze(1)).to(x.dtype)
     return (hot / hot.sum(dim=1, keepdim=True)) @ x
-
-
-def _nearest_mean(coordinates: Tensor, index: Tensor, n_classes: int) -> Tensor:
-    """Class whose mean is nearest to each sample, the first of equals."""
-    means = _class_means(coordinates, index, n_classes)
-    return (means.square().sum(dim=1) - 2 * coordinates @ means.T).argmin(dim=1)
 
 
 def _through_head(

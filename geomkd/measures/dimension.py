@@ -57,10 +57,8 @@ def two_nn(features: Any, *, method: str = "linear", discard: float = 0.1) -> Te
     -----
     With mu_i = r_2 / r_1 of row i, sorted, F_i = i / n: "linear" is the slope through 0 of
     -log(1 - F) on log mu over the first floor((1 - discard) n); "mle" is (n - 1) / sum log mu.
-    Equal rows would make r_1 = 0, and a small number in its place a dimension of nothing. Rows that
-    are only nearly equal (augmented twins) are not dropped, and pull the dimension down.
-
-    Where all ratios are 1 (a regular grid) the dimension is infinite.
+    Equal rows would make r_1 = 0. Those that are only nearly equal (augmented twins) are not
+    dropped, and pull the dimension down. Where all ratios are 1 (a regular grid) it is infinite.
 
     Cost: one neighbour search, n^2 d multiplications.
 

@@ -4,31 +4,32 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from geomkd.common.checks import check_int
+from geomkd.common.checks import as_classes, as_features, check_int
+from geomkd.common.randomness import generator_options
 from geomkd.geometry.gram import ClassGram
+from geomkd.geometry.precision import exact_arithmetic
+from geomkd.geometry.principal import Principal, principal
 
 NULL_COLUMNS = ("null_mean", "null_95", "excess", "p_value")  # of a score beside its own
 FEWEST = 19  # permutations of which one in twenty can be told
 
 
 class WithNull(NamedTuple):
-    """A supervised score beside what permuted labels give.
+    """A supervised score beside what permuted labels give: 0-d tensors.
 
     Attributes
     ----------
-    value : Tensor, shape ()
-        The score.
-    null_mean, null_95 : Tensor, shape ()
+    value, excess
+        The score, and ``value - null_mean``.
+    null_mean, null_95
         Mean of the R scores of permuted labels, and the ceil(0.95 (R + 1))-th smallest of them,
         beyond which a score without meaning lies in at most 5 % of cases; NaN for R below 19.
-    excess : Tensor, shape ()
-        ``value - null_mean``.
-    p_value : Tensor, shape ()
+    p_value
         ``(1 + the number of them that are at least value) / (R + 1)``.
     """
 
@@ -40,32 +41,29 @@ class WithNull(NamedTuple):
 
 
 def against_null(
-    score: Callable[[Tensor], Tensor], index: Tensor, null: int, seed: int
+    score: Callable[[Tensor], Tensor], index: Tensor, null: int, seed: int, *, stacklevel: int = 4
 ) -> Tensor | WithNull:
-    """Score class indices; with ``null`` > 0 beside as many seeded permutations of them.
-
-    Parameters
-    ----------
-    score : callable
-        From (n,) class indices to a 0-d tensor.
-    index : Tensor, shape (n,)
-        Class of each sample.
-    null : int
-        Permutations; 0 returns the bare score.
-    seed : int
-        Seeds the permutations.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from geomkd.measures.null import against_null
-    >>> index = torch.tensor([0, 0, 0, 1, 1, 1])
-    >>> score = lambda index: (index[:3].double().mean() - index[3:].double().mean()).abs()
-    >>> against_null(score, index, null=200, seed=0).excess > 0.4
-    tensor(True)
-    """
+    """Score (n,) class indices, as a 0-d tensor; with a ``null`` beside permutations of them."""
     seed = check_int(seed, "seed", least=0)
-    return null_of(score, index, null, seed) if check_null(null, stacklevel=4) else score(index)
+    return null_of(score, index, null, seed) if check_null(null, stacklevel) else score(index)
+
+
+def principal_against_null(
+    score: Callable[[Principal, Tensor, int], Tensor],
+    features: Any,
+    labels: Any,
+    null: int,
+    seed: int,
+    *,
+    center: bool = True,
+) -> Tensor | WithNull:
+    """`against_null` of a score of principal coordinates, class indices and number of classes."""
+    x = as_features(features)
+    classes = as_classes(labels, len(x), x.device)
+    with exact_arithmetic(x.device):
+        found, n_classes = principal(x, center=center), len(classes.sizes)
+        own = (classes.index, null, seed)
+        return against_null(lambda index: score(found, index, n_classes), *own, stacklevel=5)
 
 
 def null_of(score: Callable[[Tensor], Tensor], index: Tensor, null: int, seed: int) -> WithNull:
@@ -96,16 +94,12 @@ def beside_null(value: Tensor, drawn: Tensor) -> WithNull:
 
 def permutations(index: Tensor, count: int, seed: int) -> list[Tensor]:
     """Seeded permutations of class indices, drawn on the CPU whatever their device."""
-    generator = torch.Generator().manual_seed(seed)
-    own = {"generator": generator, "device": generator.device}
+    own = generator_options(seed)
     return [index[torch.randperm(len(index), **own).to(index.device)] for _ in range(count)]
 
 
 def permuted_grams(gram: ClassGram, count: int, seed: int) -> Iterator[ClassGram]:
-    """Gram matrices of the same features under permuted labels, whose class means are others.
-
-    Each reads the columns again.
-    """
+    """Gram matrices of the same features under permuted labels; each reads the columns again."""
     classes = gram.classes
     for index in permutations(classes.index, count, check_int(seed, "seed", least=0)):
         other = classes._replace(index=index)

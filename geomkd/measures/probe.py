@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import warnings
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from geomkd.common.checks import as_classes, as_features, check_number
+from geomkd.common.checks import check_number
 from geomkd.geometry.draws import held_out
-from geomkd.geometry.precision import exact_arithmetic, inverse
-from geomkd.geometry.principal import Principal, principal
+from geomkd.geometry.precision import inverse
+from geomkd.geometry.principal import Principal
 from geomkd.measures.measure import Measure
-from geomkd.measures.null import WithNull, against_null
+from geomkd.measures.null import WithNull, principal_against_null
 
 if TYPE_CHECKING:
     from sklearn.linear_model import LogisticRegression
@@ -36,18 +37,14 @@ def linear_probe(
 
     Parameters
     ----------
-    features : Tensor or ndarray, shape (n, ...)
-        Flattened to (n, d); any floating-point type and device.
-    labels : Tensor or ndarray, shape (n,) or (n, C)
-        Integers, or one-hot or score rows whose argmax is taken.
+    features, labels : Tensor or ndarray, shapes (n, ...) and (n,) or (n, C)
+        Floats of any type and device, flattened to (n, d); integers, or exact one-hot rows.
     test_share : float
         Share of each class that is held out.
     C : float
         Inverse strength of the penalty, as in scikit-learn.
-    null : int
-        Also score so many permutations of the labels.
-    seed : int
-        Seeds the split and the permutations.
+    null, seed : int
+        Permutations of the labels to hold the score against; seeds them and the split.
 
     Returns
     -------
@@ -68,11 +65,10 @@ def linear_probe(
     -----
     Minimises ``sum_w |w|^2 / 2 + C sum_i loss_i`` over the training rows z (intercepts are free;
     two classes: one weight vector, as in scikit-learn) for z = (x - m) / s: m their mean and s the
-    root mean square of |x - m|. So one C means the same penalty at any scale of the features and
-    any width, and shift, rotation and scale of the features leave the accuracy as it is. Features
-    are not standardised one by one. The default C was the best power of ten on average over 16
-    layers, pooled and flat, of a small network trained on CIFAR-10 (n = 1,000; at n = 300 it was
-    0.002 below the best, before training 0.011). Another C gains up to 0.05 on single layers.
+    root mean square of |x - m|, not of single features. So one C means the same penalty at any
+    scale and width, and shift, rotation and scale leave the accuracy as it is. The default C was
+    the best power of ten on average over 16 layers, pooled and flat, of a small network trained on
+    CIFAR-10 (n = 1,000; at n = 300 0.002 below the best); another gains up to 0.05 on single ones.
 
     Not the training accuracy, which is 1 even on pure noise (n = 500, d = 512, ten classes; held
     out: chance). With few samples it says as much of n and C as of the layer: compare layers at
@@ -97,18 +93,10 @@ def linear_probe(
     >>> linear_probe(x, y)
     tensor(1., dtype=torch.float64)
     """
-    x = as_features(features)
-    classes = as_classes(labels, len(x), x.device)
     share = check_number(test_share, "test_share", above=0, below=1)
     strength = check_number(C, "C", above=0)
-    with exact_arithmetic(x.device):
-        found = principal(x)
-
-        def score(index: Tensor) -> Tensor:
-            options = {"test_share": share, "C": strength, "seed": seed}
-            return linear_probe_from(found, index, len(classes.sizes), **options)
-
-        return against_null(score, classes.index, null, seed)
+    score = partial(linear_probe_from, test_share=share, C=strength, seed=seed)
+    return principal_against_null(score, features, labels, null, seed)
 
 
 def linear_probe_from(

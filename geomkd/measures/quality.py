@@ -8,7 +8,7 @@ half-samples behind a ranking's spread.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,6 +31,7 @@ from geomkd.measures.quality_statistics import (
 
 TERMS = ("separation", "information", "efficiency", "quality")
 Parts = dict[str, Tensor]  # named values, each (R,)
+Formula = Callable[[Statistics, float], Parts]
 
 
 # ---- formulas ------------------------------------------------------------------------------------
@@ -172,10 +173,9 @@ def knowledge_quality(
     definition : {"published", "robust"}
         "published" is the paper's, with its quirks; "robust" is this library's own, invariant to
         translation and rotation too.
-    null : int
-        Permutations of the labels to hold the scores against; each costs as much as the score.
-    seed : int
-        Seeds them.
+    null, seed : int
+        Permutations of the labels to hold the scores against, and their seed; each costs as much
+        as the score.
 
     Returns
     -------
@@ -213,10 +213,9 @@ def knowledge_quality(
     I = mean_a (1 - q_a) / 2 mean_a H_a / log min(n_a - 1, d), q_a the 5 % quantile of u_ij within
     a; E = 2 mean_a median_i min_j abs(x_i - x_j) / sqrt(mean_i abs(x_i)^2).
 
-    The published code runs on one CUDA device only, draws its sample without a seed, fails where a
-    statistic is a Python float, gives NaN for a zero row and an entropy of 0 to a class of fewer
-    samples or dimensions than the widest spectrum. Here 0 log 0 = 0, and a class without variance
-    has k_a = 1 and H_a = 0.
+    Other than in the published code a zero row gives no NaN, and a class of fewer samples or
+    dimensions than the widest spectrum keeps its entropy. Here 0 log 0 = 0, and a class without
+    variance has k_a = 1 and H_a = 0.
 
     What it does not mean: the published figures move with a common offset and have a floor of c_ij
     near 1 / pi through ReLU. Both definitions move with the number of samples; compare at equal n:
@@ -241,14 +240,8 @@ def knowledge_quality(
     >>> q.quality == q.separation + (q.information * q.efficiency) ** 0.5
     True
     """
-    statistics, size = _statistics(features, labels, definition, dataset_size, stacklevel=4)
-    gram = statistics.gram
-    with exact_arithmetic(gram.device):
-        parts = quality_from(statistics, size)
-        held = {}
-        if check_null(null, stacklevel=3):
-            scores = {name: parts[name] for name in TERMS}
-            held = beside_permuted(gram, scores, [quality_from], size, definition, null, seed)
+    given = (features, labels, definition, dataset_size, null, seed)
+    gram, parts, held = _scored(TERMS, quality_from, *given, stacklevel=4)
     values = {name: value.item() for name, value in parts.items()}
     terms = {name: values.pop(name) for name in TERMS}
     return KnowledgeQuality(
@@ -349,41 +342,42 @@ ROWS = (
 # ---- what they share -----------------------------------------------------------------------------
 
 
-def _statistics(
-    features: Any, labels: Any, definition: str, dataset_size: float | None, stacklevel: int
-) -> tuple[Statistics, float]:
-    check_definition(definition)
-    gram = ClassGram.of(features, labels)
-    size = check_dataset_size(dataset_size, gram.n)
-    statistics = statistics_of_sample(gram, definition)
-    warn_of_rows_without_direction(statistics, stacklevel)
-    return statistics, size
-
-
-def _term(
-    name: str,
-    of: Callable[[Statistics, float], Parts],
+def _scored(
+    names: Sequence[str],
+    of: Formula,
     features: Any,
     labels: Any,
     definition: str,
     dataset_size: float | None,
     null: int,
     seed: int,
-) -> Tensor | WithNull:
-    """One term of the sample, beside those of permuted labels if asked for."""
-    statistics, size = _statistics(features, labels, definition, dataset_size, stacklevel=5)
-    gram = statistics.gram
+    *,
+    stacklevel: int,
+) -> tuple[ClassGram, Parts, dict[str, WithNull]]:
+    """Gram matrix of a sample, what a formula makes of it, and scores beside permuted labels."""
+    check_definition(definition)
+    gram = ClassGram.of(features, labels)
+    size = check_dataset_size(dataset_size, gram.n)
+    statistics = statistics_of_sample(gram, definition)
+    warn_of_rows_without_direction(statistics, stacklevel)
     with exact_arithmetic(gram.device):
-        value = of(statistics, size)[name]
-        if not check_null(null, stacklevel=4):
-            return value.squeeze(0)
-        return beside_permuted(gram, {name: value}, [of], size, definition, null, seed)[name]
+        parts, held = of(statistics, size), {}
+        if check_null(null, stacklevel):
+            scores = {name: parts[name] for name in names}
+            held = beside_permuted(gram, scores, [of], size, definition, null, seed)
+    return gram, parts, held
+
+
+def _term(name: str, of: Formula, *given: Any) -> Tensor | WithNull:
+    """One term of the sample, beside those of permuted labels if asked for."""
+    _, parts, held = _scored((name,), of, *given, stacklevel=5)
+    return held[name] if held else parts[name].squeeze(0)
 
 
 def beside_permuted(
     gram: ClassGram,
     scores: Parts,
-    of: list[Callable[[Statistics, float], Parts]],
+    of: list[Formula],
     dataset_size: float,
     definition: str,
     null: int,

@@ -25,68 +25,46 @@ _ZERO_SHARE = 2.0**-18  # of the second moment about the class mean: float32 pro
 
 
 class Cosines(NamedTuple):
-    """Cosines of the samples of R draws.
+    """Cosines of the samples of R draws."""
 
-    Attributes
-    ----------
-    within, low : Tensor, shape (C, R)
-        Mean within each class, and the least (published) or the 5 % quantile (robust).
-    between : Tensor, shape (R,)
-        Mean over ordered pairs of classes of the mean between them.
-    """
-
-    within: Tensor
-    low: Tensor
-    between: Tensor
+    within: Tensor  # (C, R) mean within each class
+    low: Tensor  # (C, R) the least in each (published), or the 5 % quantile (robust)
+    between: Tensor  # (R,) mean over ordered pairs of classes of the mean between them
 
 
 class Spectrum(NamedTuple):
-    """One class's spectrum in R draws.
+    """One class's spectrum in R draws."""
 
-    Attributes
-    ----------
-    shares : Tensor, shape (R, min(m, d))
-        Squared singular values about the class mean over their sum, falling; 0 without variance.
-    samples : int
-        Samples of the class in a draw, m.
-    """
-
+    # (R, min(m, d)) squared singular values about the class mean over their sum, falling; or 0.
     shares: Tensor
-    samples: int
+    samples: int  # of the class in a draw, m
 
 
 class _Statistics:
-    """What both definitions read; ``spectra`` and ``nearest`` in place of those of the sample."""
+    """What both definitions read; ``spectra`` in place of those of the sample."""
 
     definition: ClassVar[str]
 
     def __init__(
-        self,
-        gram: ClassGram,
-        draws: Draws,
-        *,
-        spectra: list[Spectrum] | None = None,
-        nearest: Tensor | None = None,
+        self, gram: ClassGram, draws: Draws, *, spectra: list[Spectrum] | None = None
     ) -> None:
         self.gram, self.draws = gram, draws
-        self.n_classes, self.dim, self.n = gram.n_classes, gram.dim, sum(draws.sizes)
-        self._spectra, self._nearest = spectra, nearest
+        self.dim, self.n = gram.dim, sum(draws.sizes)
+        self.pairs = gram.n_classes * (gram.n_classes - 1)
+        if spectra is not None:
+            self.spectra = spectra
 
     @cached_property
     def spectra(self) -> list[Spectrum]:
-        """Spectrum of every class about its own mean."""
-        return class_spectra(self.gram, self.draws) if self._spectra is None else self._spectra
+        """Spectrum of every class about its own mean, from the diagonal blocks."""
+        gram, of = self.gram, self.gram.class_residual_gram
+        return [spectrum_of(gram, a, of(a), self.draws) for a in range(gram.n_classes)]
 
     @cached_property
     def nearest(self) -> Tensor:
         """Distance of every row to its nearest of another class, (n, R); inf outside a draw."""
-        found = self._nearest
-        if found is None:
-            found = nearest_in_draws(self.gram, self.draws, self.definition)
-        return found.sqrt() / self.gram.scale
-
-    def _pairs(self) -> int:
-        return self.n_classes * (self.n_classes - 1)
+        sq_distance = nearest_in_draws(self.gram, self.draws, self.definition)
+        return sq_distance.sqrt() / self.gram.scale
 
 
 class Published(_Statistics):
@@ -108,7 +86,7 @@ class Published(_Statistics):
             minima.append(torch.cat(least))
         within = torch.stack(means)
         every = gram.abs_cosine_form(self.draws.weights())  # sum over all ordered pairs of classes
-        return Cosines(within, torch.stack(minima), (every - within.sum(dim=0)) / self._pairs())
+        return Cosines(within, torch.stack(minima), (every - within.sum(dim=0)) / self.pairs)
 
     @cached_property
     def margins(self) -> Tensor:
@@ -177,7 +155,7 @@ class Robust(_Statistics):
             diagonal += total / m**2
             within.append((total - trace) / (m * (m - 1)))
             low.append(lowest)
-        return Cosines(torch.stack(within), torch.stack(low), (every - diagonal) / self._pairs())
+        return Cosines(torch.stack(within), torch.stack(low), (every - diagonal) / self.pairs)
 
     def _within(self, a: int) -> Iterator[Tensor]:
         """Cosines within class ``a``, (r, m, m), a few draws at a time."""
@@ -193,11 +171,9 @@ class Robust(_Statistics):
     @cached_property
     def margins(self) -> Tensor:
         """Median over each class of the distance to the nearest of another, (C, R)."""
-        medians = [
-            quantile(self.nearest[s:e].T.gather(1, chosen), 0.5)
-            for (s, e), chosen in zip(self.gram.spans, self.draws.of_class, strict=True)
-        ]
-        return torch.stack(medians)
+        of_class = zip(self.gram.spans, self.draws.of_class, strict=True)
+        parts = (self.nearest[s:e].T.gather(1, chosen) for (s, e), chosen in of_class)
+        return torch.stack([quantile(part, 0.5) for part in parts])
 
     @cached_property
     def size(self) -> Tensor:
@@ -231,11 +207,6 @@ def warn_of_rows_without_direction(statistics: Statistics, stacklevel: int) -> N
 
 
 # ---- spectra and distances -----------------------------------------------------------------------
-
-
-def class_spectra(gram: ClassGram, draws: Draws) -> list[Spectrum]:
-    """Spectrum of every class about its own mean, from the diagonal blocks."""
-    return [spectrum_of(gram, a, gram.class_residual_gram(a), draws) for a in range(gram.n_classes)]
 
 
 def spectra_of_larger(

@@ -34,17 +34,13 @@ def knn_accuracy(
 
     Parameters
     ----------
-    features : Tensor or ndarray, shape (n, ...)
-        Flattened to (n, d); any floating-point type and device.
-    labels : Tensor or ndarray, shape (n,) or (n, C)
-        Integers, or exact one-hot rows.
+    features, labels : Tensor or ndarray, shapes (n, ...) and (n,) or (n, C)
+        Floats of any type and device, flattened to (n, d); integers, or exact one-hot rows.
     k : int
         Neighbours that vote, 1 <= k < n; at most n // C - 1 do, the mates that a row has in a class
         of average size. A tie goes to the class of the lowest label.
-    null : int
-        Permutations of the labels to hold the score against; 0 for none.
-    seed : int
-        Seeds them.
+    null, seed : int
+        Permutations of the labels to hold the score against, and their seed.
 
     Returns
     -------
@@ -60,9 +56,8 @@ def knn_accuracy(
     -----
     Euclidean distance. With more voters than a row has mates, strangers outvote them: of 1,000 far
     apart classes of 5 samples, 15 neighbours got 0.003 right. Hence the cap, in half-samples too.
-
-    An equal row of another label is a neighbour as any other: duplicates are not dropped, and where
-    they are split over training and deployment the score says too much. Chance is near 1 / C.
+    Duplicates are not dropped: where they are split over training and deployment the score says too
+    much. Chance is near 1 / C.
 
     Cost: n^2 d multiplications, memory n^2 numbers.
 
@@ -85,11 +80,7 @@ def knn_accuracy(
 def knn_score(gram: ClassGram, k: int = K) -> Score:
     """`knn_accuracy` as a function of the class indices of a Gram matrix's rows."""
     near, everyone = nearest_rows(gram, k), torch.ones_like(gram.class_of, dtype=torch.bool)
-
-    def score(index: Tensor) -> Tensor:
-        return _knn(near, everyone, index, gram.n_classes, k)
-
-    return score
+    return lambda index: _knn(near, everyone, index, gram.n_classes, k)
 
 
 def drawn_knn_accuracy(gram: ClassGram, near: Neighbours, member: Tensor) -> Tensor:
@@ -116,10 +107,8 @@ def silhouette(features: Any, labels: Any, *, null: int = 0, seed: int = 0) -> T
 
     Parameters
     ----------
-    features : Tensor or ndarray, shape (n, ...)
-        Flattened to (n, d); any floating-point type and device.
-    labels : Tensor or ndarray, shape (n,) or (n, C)
-        Integers, or exact one-hot rows.
+    features, labels : Tensor or ndarray, shapes (n, ...) and (n,) or (n, C)
+        Floats of any type and device, flattened to (n, d); integers, or exact one-hot rows.
     null, seed : int
         Permutations of the labels to hold the score against, and their seed.
 
@@ -181,16 +170,8 @@ def drawn_silhouettes(gram: ClassGram, draws: SampleDraws) -> Silhouettes:
 class Silhouettes:
     """Reader of rows that gathers silhouettes of Q labelled subsets of them.
 
-    Parameters
-    ----------
-    own : Tensor, shape (n, Q) or (n, 1)
-        Class of each row.
-    member : Tensor, shape (n, Q)
-        1.0 where a row is in a subset, else 0.0.
-    n_classes : int
-        Classes, C.
-    sums : callable
-        From (b, n) distances to their (b, C, Q) sums over each subset's classes.
+    ``own``, (n, Q) or (n, 1), is the class of each row, ``member``, (n, Q), 1.0 where it is in a
+    subset, else 0.0.
     """
 
     def __init__(self, own: Tensor, member: Tensor, n_classes: int, sums: Sums) -> None:
@@ -226,16 +207,12 @@ def nearest_class_mean(
 
     Parameters
     ----------
-    features : Tensor or ndarray, shape (n, ...)
-        Flattened to (n, d); any floating-point type and device.
-    labels : Tensor or ndarray, shape (n,) or (n, C)
-        Integers, or exact one-hot rows.
+    features, labels : Tensor or ndarray, shapes (n, ...) and (n,) or (n, C)
+        Floats of any type and device, flattened to (n, d); integers, or exact one-hot rows.
     test_share : float
         Share of every class that is held out, 0 < test_share < 1.
-    null : int
-        Permutations of the labels to hold the score against; 0 for none.
-    seed : int
-        Seeds the split and the permutations.
+    null, seed : int
+        Permutations of the labels to hold the score against; seeds them and the split.
 
     Returns
     -------
@@ -302,12 +279,7 @@ def drawn_nearest_means(gram: ClassGram, draws: SampleDraws) -> NearestMeans:
 class NearestMeans:
     """Reader of rows that tells which are nearest to their own class's mean, in Q splits.
 
-    Parameters
-    ----------
-    gram : ClassGram
-        Whose rows are read.
-    train, test : Tensor, shape (n, Q)
-        Rows that the means are taken of, and rows that are judged.
+    ``train`` and ``test``, (n, Q), tell of which rows means are taken, and which are judged.
     """
 
     def __init__(self, gram: ClassGram, train: Tensor, test: Tensor) -> None:

@@ -23,38 +23,24 @@ _NOISE = 4  # roundings that a dot product may be off by
 
 
 class Triangle(NamedTuple):
-    """Gram matrix of n centred samples, above its diagonal.
+    """Gram matrix of n centred samples, above its diagonal."""
 
-    Attributes
-    ----------
-    rows : list of Tensor, each (b, n - start)
-        Dot products of b <= 512 samples with themselves and all later ones (some of those below
-        the diagonal are left 0); float32, or float64 for float64 features.
-    sq : Tensor, shape (n,)
-        Squared norms, the diagonal, float64.
-    floor : Tensor, shape ()
-        Squared Frobenius norm below which the matrix is rounding; infinite without variance.
-    """
-
+    # Dot products of b <= 512 samples with themselves and all later ones, (b, n - start) each (some
+    # of those below the diagonal are left 0); float32, or float64 for float64 features.
     rows: list[Tensor]
-    sq: Tensor
-    floor: Tensor
+    sq: Tensor  # (n,) squared norms, the diagonal, float64
+    floor: Tensor  # squared Frobenius norm below which it is rounding; infinite without variance
 
 
 class Products(NamedTuple):
     """Inner products of the Gram matrices of L and M layers, float64; n (n - 3) HSIC if debiased.
 
-    Attributes
-    ----------
-    xy : Tensor, shape (L, M)
-        Between the two sets of layers.
-    xx, yy : Tensor, shape (L,), (M,)
-        Of each layer with itself; 0, as in ``xy``, where that is no more than rounding.
+    0 where a layer's with itself is no more than rounding.
     """
 
-    xy: Tensor
-    xx: Tensor
-    yy: Tensor
+    xy: Tensor  # (L, M) between the two sets of layers
+    xx: Tensor  # (L,) of each layer with itself
+    yy: Tensor  # (M,)
 
     def plus(self, other: Products) -> Products:
         """Add those of another batch."""
@@ -99,11 +85,10 @@ def cka(x: Any, y: Any, *, debiased: bool = True) -> Tensor:
         n (n - 3) HSIC = sum_{i != j} K_ij L_ij + sum(k) sum(l) / ((n - 1) (n - 2))
                          - 2 k.l / (n - 2)
 
-    Features are centred in float64. Narrow layers cost 6 n d^2 flops in float64; where 3 (d + d')
-    exceeds n (1.5 (d + d') for float64 features), n^2 (d + d') in the features' own precision
-    and n^2 numbers. Neither the size of an effect nor a function in common is measured: CKA is
-    dominated by the directions of large variance, and unchanged by rotation, isotropic scale and
-    translation, but not by the scale of single features.
+    Narrow layers cost 6 n d^2 flops in float64; where 3 (d + d') exceeds n (1.5 (d + d') for
+    float64 features), n^2 (d + d') in the features' own precision and n^2 numbers. CKA is dominated
+    by the directions of large variance, and unchanged by rotation, isotropic scale and translation,
+    but not by the scale of single features.
 
     References
     ----------
@@ -132,9 +117,8 @@ def cka(x: Any, y: Any, *, debiased: bool = True) -> Tensor:
 def cka_from(gram_x: Tensor, gram_y: Tensor, *, debiased: bool = True) -> Tensor:
     """CKA from the Gram matrices of two layers, (..., n, n), centred or not, one a draw.
 
-    Entries are taken to float64 and centred there; a Gram matrix of features far from the origin
-    has lost digits before, so that one of centred features is better. At least 4 samples if
-    debiased. See `cka`.
+    Entries are taken to float64 and centred there, where a Gram matrix of features far from the
+    origin has lost digits before. At least 4 samples if debiased. See `cka`.
     """
     u, v = (_dense(gram, debiased) for gram in (gram_x, gram_y))
     norm = _dense_norm(u, gram_x) * _dense_norm(v, gram_y)

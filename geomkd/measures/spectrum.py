@@ -183,9 +183,8 @@ def participation_ratio(features: Any, *, debiased: bool = False) -> Tensor:
         ((n^2 - 3 n + 1) T^2 + 2 B - n (n - 1) D) / (n (n - 1) (n - 2) (n - 3))
         ((n - 1) (n - 2) B + T^2 - n (n - 1) D) / (n (n - 1) (n - 2) (n - 3))
 
-    Their ratio is not itself unbiased: in 2,000 samples of white noise (n = 30, d = 100) it was
-    100.7 on average with a standard deviation of 7.1, the plain one 22.3. It may exceed n and d.
-    Duplicate rows are not independent and pull it down.
+    Their ratio is not itself unbiased: of white noise (n = 30, d = 100) it was 100.7 ± 7.1, the
+    plain one 22.3. It may exceed n and d. Duplicate rows pull it down.
 
     References
     ----------
@@ -237,9 +236,8 @@ def spectral_entropy(features: Any, *, on: str = "singular", center: bool = True
     Notes
     -----
     ``-sum p_k log p_k`` with p_k = s_k / sum s or s_k^2 / sum s^2, and 0 log 0 = 0. Singular values
-    below sqrt(max(n, d) eps) of the largest are taken as 0. The singular values weigh a small noise
-    in many directions far more than the variances do; a small sample has a small entropy, so
-    compare at equal n.
+    below sqrt(max(n, d) eps) of the largest are taken as 0; they weigh a small noise in many
+    directions far more than the variances do. Compare at equal n.
 
     References
     ----------
@@ -315,9 +313,9 @@ def power_law_alpha(features: Any, *, fit: tuple[int, int] = FIT, center: bool =
     Notes
     -----
     Minus the slope of log l_k on log k by least squares with weights 1 / k, and without the first
-    ten ranks, as published. Alpha depends on the range: a layer of rank below 100 is fitted over a
-    shorter one, to its last and steepest ranks; give ``fit`` to compare layers of unlike width. Few
-    samples steepen the tail: alpha of white noise is 0 only for n far above d.
+    ten ranks, as published. A layer of rank below 100 is fitted over a shorter range, to its last
+    and steepest ranks; give ``fit`` to compare layers of unlike width. Few samples steepen the
+    tail: alpha of white noise is 0 only for n far above d.
 
     References
     ----------
@@ -357,11 +355,10 @@ def isotropy(features: Any) -> Tensor:
     -----
     ``mean(l) / (std(l) + 1e-6)`` over the min(n, d) eigenvalues l of the centred covariance (which
     divides by n), with the population standard deviation. Eigenvalues of 0 count (for d >= n there
-    is always one, from centring); those below max(n, d) eps of the largest are taken as 0.
+    is always one); those below max(n, d) eps of the largest are taken as 0.
 
-    It has no upper bound, 1 is not perfect. The 1e-6 is absolute: scale does not matter only while
-    the standard deviation is far above it. Equal variances give their mean times 1e6, and so does a
-    layer of one feature, which has no spread. Compare at equal n.
+    It has no upper bound. The 1e-6 is absolute: scale matters where the standard deviation is not
+    far above it. Equal variances, or one feature, give their mean times 1e6. Compare at equal n.
 
     References
     ----------

@@ -26,13 +26,7 @@ _TAKEN = {*NAMES, *_FRAME, *(column for row in TABLE.values() for column in row.
 
 
 def named(measures: Sequence[Any]) -> dict[str, Callable | None]:
-    """Names of measures, with the function of those that are the caller's own.
-
-    Raises
-    ------
-    TypeError, ValueError
-        No sequence of names and functions, an unknown name, one that occurs twice.
-    """
+    """Names of measures, all different, with the function of those that are the caller's own."""
     if isinstance(measures, str) or not isinstance(measures, Sequence) or not measures:
         raise TypeError(f"measures must be a sequence of names and functions; got {measures!r}")
     found: dict[str, Callable | None] = {}

@@ -6,16 +6,17 @@ Made for comparing features of the same samples and labels, and for nothing else
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from geomkd.common.checks import as_classes, as_features, check_int, check_number
-from geomkd.geometry.precision import exact_arithmetic, inverse
-from geomkd.geometry.principal import Principal, principal
+from geomkd.common.checks import check_int, check_number
+from geomkd.geometry.precision import inverse
+from geomkd.geometry.principal import Principal
 from geomkd.measures.measure import Measure
-from geomkd.measures.null import WithNull, against_null
+from geomkd.measures.null import WithNull, principal_against_null
 
 NOISE_FLOOR = 1e-6  # of a target's mean square: the least noise that logme allows
 VARIANCE_FLOOR = 1e-4  # of the mean variance per axis: the least variance of a class in gbc
@@ -34,10 +35,8 @@ def logme(
 
     Parameters
     ----------
-    features : Tensor or ndarray, shape (n, ...)
-        Flattened to (n, d); any floating-point type and device.
-    labels : Tensor or ndarray, shape (n,) or (n, C)
-        Integers, or exact one-hot rows.
+    features, labels : Tensor or ndarray, shapes (n, ...) and (n,) or (n, C)
+        Floats of any type and device, flattened to (n, d); integers, or exact one-hot rows.
     center : bool
         Give the model an intercept. Without (as published) features are taken as they are.
     null, seed : int
@@ -65,19 +64,18 @@ def logme(
 
     d enters through r alone (the authors' code gives other numbers for n < d).
 
-    Where features of rank below n reproduce a target exactly (collapsed classes, a repeated row of
-    a wide layer) the evidence has no bound: the noise 1 / beta is at least 1e-6 of the target's
-    mean square. Where alpha has no bound (no signal, all features zero), the limit is
-    taken. The highest of several maxima is found on a grid of t and refined by bisection; the
-    published fixed point need not converge (on noise, not in 3,000 updates).
+    Where features reproduce a target exactly (collapsed classes, a repeated row of a wide layer)
+    the evidence has no bound: the noise 1 / beta is at least 1e-6 of the target's mean square.
+    Where alpha has no bound (no signal, all features zero), the limit is taken. The highest of
+    several maxima is found on a grid of t and refined by bisection; the published fixed point need
+    not converge (on noise, not in 3,000 updates).
 
     Without ``center`` the mean of the features stands in for an intercept, and moving them changes
-    the score. With it, features and targets are taken about their means: the evidence of the n - 1
-    contrasts between samples, per contrast. The two are not to be compared. Scale and rotation
-    matter to neither.
+    the score. With it the score is the evidence of the n - 1 contrasts between samples, per
+    contrast: the two are not to be compared. Scale and rotation matter to neither.
 
-    Not an accuracy: the squared error of 0/1 targets is the measure, so more and smaller classes
-    score higher at chance (C classes of equal size: -log(2 pi / C) / 2 - 1 / 2).
+    Not an accuracy: more and smaller classes score higher at chance (C classes of equal size:
+    -log(2 pi / C) / 2 - 1 / 2).
 
     Cost: `principal`, n r C multiplications and about 250 passes over r C numbers, for each
     permutation again.
@@ -97,14 +95,8 @@ def logme(
     >>> logme(x, labels) > logme(x[:, 1:], labels)
     tensor(True)
     """
-    x, index, n_classes = _checked(features, labels)
-    with exact_arithmetic(x.device):
-        found = principal(x, center=center)
-
-        def score(index: Tensor) -> Tensor:
-            return logme_from(found, index, n_classes, center=center)
-
-        return against_null(score, index, null, seed)
+    score = partial(logme_from, center=center)
+    return principal_against_null(score, features, labels, null, seed, center=center)
 
 
 def logme_from(
@@ -188,10 +180,8 @@ def h_score(
 
     Parameters
     ----------
-    features : Tensor or ndarray, shape (n, ...)
-        Flattened to (n, d); any floating-point type and device.
-    labels : Tensor or ndarray, shape (n,) or (n, C)
-        Integers, or exact one-hot rows.
+    features, labels : Tensor or ndarray, shapes (n, ...) and (n,) or (n, C)
+        Floats of any type and device, flattened to (n, d); integers, or exact one-hot rows.
     shrinkage : "ledoit_wolf" or float
         Share a of the target in the covariance, 0 <= a <= 1; 0 is the H-score of Bao et al., 1
         leaves nothing.
@@ -217,10 +207,8 @@ def h_score(
     S is a multiple of I. With a = 0, S^-1 is the pseudo-inverse. Where all rows are equal: 0.
 
     S = B + (covariance within classes), so shrinking S shrinks B: the factor 1 - a, as Ibrahim et
-    al. have it. Without, pure noise scores 135 (n = 500, d = 8000, 10 classes; 9.1 where class
-    means are ten standard deviations wide). With a = 0 and n <= d every layer scores C - 1, noise
-    too. With Ledoit-Wolf, features whose few directions are all equally wide are taken for noise,
-    whatever their classes.
+    al. have it. With a = 0 and n <= d every layer scores C - 1, noise too. With Ledoit-Wolf,
+    features whose few directions are all equally wide are taken for noise, whatever their classes.
 
     Cost: `principal` and n r C multiplications, again for each permutation; nothing of size d x d.
 
@@ -240,15 +228,10 @@ def h_score(
     >>> h_score(x, torch.tensor([0, 0, 1, 1]))
     tensor(0.9000, dtype=torch.float64)
     """
-    shrinkage = _checked_shrinkage(shrinkage)
-    x, index, n_classes = _checked(features, labels)
-    with exact_arithmetic(x.device):
-        found = principal(x)
-
-        def score(index: Tensor) -> Tensor:
-            return h_score_from(found, index, n_classes, shrinkage=shrinkage)
-
-        return against_null(score, index, null, seed)
+    if shrinkage != "ledoit_wolf":
+        shrinkage = check_number(shrinkage, 'shrinkage, unless "ledoit_wolf",', least=0, most=1)
+    score = partial(h_score_from, shrinkage=shrinkage)
+    return principal_against_null(score, features, labels, null, seed)
 
 
 def h_score_from(
@@ -287,10 +270,8 @@ def gbc(
 
     Parameters
     ----------
-    features : Tensor or ndarray, shape (n, ...)
-        Flattened to (n, d); any floating-point type and device.
-    labels : Tensor or ndarray, shape (n,) or (n, C)
-        Integers, or exact one-hot rows.
+    features, labels : Tensor or ndarray, shapes (n, ...) and (n,) or (n, C)
+        Floats of any type and device, flattened to (n, d); integers, or exact one-hot rows.
     components : int
         Principal axes that are kept; all of them where the sample's rank is less.
     null, seed : int
@@ -336,15 +317,8 @@ def gbc(
     >>> gbc(x, torch.tensor([0, 0, 1, 1]))  # D = 9 / (4 * (1/4 + 1/4))
     tensor(-0.0222, dtype=torch.float64)
     """
-    components = check_int(components, "components", least=1)
-    x, index, n_classes = _checked(features, labels)
-    with exact_arithmetic(x.device):
-        found = principal(x)
-
-        def score(index: Tensor) -> Tensor:
-            return gbc_from(found, index, n_classes, components=components)
-
-        return against_null(score, index, null, seed)
+    score = partial(gbc_from, components=check_int(components, "components", least=1))
+    return principal_against_null(score, features, labels, null, seed)
 
 
 def gbc_from(
@@ -371,22 +345,8 @@ def gbc_from(
     return -overlap
 
 
-# ---- shared --------------------------------------------------------------------------------------
-
-
 def _one_hot(index: Tensor, n_classes: int) -> Tensor:
     return (index.unsqueeze(1) == torch.arange(n_classes, device=index.device)).double()
-
-
-def _checked(features: Any, labels: Any) -> tuple[Tensor, Tensor, int]:
-    x = as_features(features)
-    classes = as_classes(labels, len(x), x.device)
-    return x, classes.index, len(classes.sizes)
-
-
-def _checked_shrinkage(value: Any) -> str | float:
-    name = 'shrinkage, unless "ledoit_wolf",'
-    return value if value == "ledoit_wolf" else check_number(value, name, least=0, most=1)
 
 
 ROWS = (

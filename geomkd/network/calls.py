@@ -1,6 +1,7 @@
 """One forward pass of a model, told as the begin and the end of every module's call."""
 
-import weakref
+from __future__ import annotations
+
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,7 +9,16 @@ import torch
 from torch import nn
 
 from geomkd.common.randomness import random_fingerprint
-from geomkd.network.forward import Forward, call, evaluating, first_tensor, modules_by_name, unwrap
+from geomkd.network.dataflow import Dataflow
+from geomkd.network.forward import (
+    Forward,
+    evaluating,
+    first_tensor,
+    modules_by_name,
+    tensors_in,
+    tried,
+    unwrap,
+)
 from geomkd.network.hooks import Target, watching
 
 
@@ -25,7 +35,12 @@ class Event:
     device: torch.device | None
     nbytes: int
     fault: str | None  # why no layer can be here
-    origin: int  # order of the first event at which this very tensor was seen, unchanged since
+    tensor: int  # its number in the dataflow: the same where it is this very tensor, unchanged
+    begin: Event | None  # of the call that ends here
+
+    def holds(self, other: Event) -> bool:
+        """Whether the call that ends here begins before another event, and ends after it."""
+        return self.begin is not None and self.begin.order < other.order < self.order
 
     @property
     def suffix(self) -> str:
@@ -35,27 +50,37 @@ class Event:
 
 def events_of(
     model: nn.Module, example_input: Any, forward: Forward | None
-) -> tuple[list[Event], int, bool]:
-    """Run a model once; give its last call's events, the bytes of a sample, and whether it draws.
+) -> tuple[list[Event], Dataflow, int, bool]:
+    """Run a model once; give its last call's events, and what was made from what in the pass.
 
-    The bytes are an estimate of what the widest place of a forward pass needs; what draws changes a
-    global random state.
+    Then the bytes of a sample, an estimate of what the widest place of a forward pass needs, and
+    whether the model draws, which changes a global random state.
     """
     n = _batch_size(example_input)
-    root, events, start, origins = unwrap(model), [], 0, _Origins()
+    root, events, start, flow = unwrap(model), [], 0, Dataflow()
+    running: list[tuple[Event, tuple[int, ...]]] = []  # calls, and what they were given
 
     def restart() -> None:
         nonlocal start
         start = len(events)
 
     def see(module: nn.Module, is_input: bool, number: int, value: Any) -> None:
-        order, told = len(events), _tensor(value, n)
-        events.append(Event(module, is_input, number, order, *told, origins.of(value, order)))
+        begin, behind = None, ()
+        while not is_input and begin is None:
+            begin, behind = running.pop()
+            if begin.module is not module:  # a call ended by an exception that the model caught
+                begin = None
+        tensor = flow.number(next(tensors_in(value), None), behind)
+        told = module, is_input, number, len(events), *_tensor(value, n), tensor, begin
+        events.append(Event(*told))
+        if is_input:
+            running.append((events[-1], flow.known(tensors_in(value))))
 
     devices = {parameter.device for parameter in root.parameters()}
     with evaluating(model), watching(root, modules_by_name(root).values(), see, restart):
         before = random_fingerprint(*devices)
-        call(root, example_input, forward)
+        with flow:
+            tried(root, example_input, forward)
         draws = random_fingerprint(*devices) != before
     widest, given = 0, 0
     for event in events:
@@ -65,7 +90,7 @@ def events_of(
             else:
                 widest = max(widest, given + event.nbytes)
     # Twice: the input and output that a residual branch and the kernels' own layouts hold besides.
-    return events[start:], max(1, 2 * widest // n), draws
+    return events[start:], flow, max(1, 2 * widest // n), draws
 
 
 def event_at(name: str, target: Target, events: list[Event]) -> Event:
@@ -93,27 +118,6 @@ def _batch_size(example_input: Any) -> int:
     if tensor.ndim == 0:
         raise ValueError("example_input must have a batch axis; got a tensor of shape ()")
     return len(tensor)
-
-
-class _Origins:
-    """At which event each tensor was seen first; an operation in place makes it another."""
-
-    def __init__(self) -> None:
-        self.seen: dict[int, tuple[weakref.ref, int, int]] = {}
-
-    def of(self, value: Any, order: int) -> int:
-        """Give the order of the first event with the first tensor of a value, or this one's."""
-        try:
-            tensor = first_tensor(value)
-        except TypeError:
-            return order
-        if tensor.is_inference():  # has no count of operations in place
-            return order
-        known, version, origin = self.seen.get(id(tensor), (lambda: None, 0, order))
-        if known() is not tensor or version != tensor._version:
-            origin = order
-        self.seen[id(tensor)] = weakref.ref(tensor), tensor._version, origin
-        return origin
 
 
 def _tensor(value: Any, n: int) -> tuple[Any, ...]:

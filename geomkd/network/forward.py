@@ -56,6 +56,19 @@ def call(model: nn.Module, batch: Any, forward: Forward | None = None) -> Any:
     return model(batch)
 
 
+def tried(model: nn.Module, batch: Any, forward: Forward | None = None) -> Any:
+    """`call` for the first time; says so where the model fails because images are uint8."""
+    try:
+        return call(model, batch, forward)
+    except RuntimeError as error:
+        raw = [x for x in tensors_in(batch) if x.dtype == torch.uint8 and forward is None]
+        if not raw:
+            raise
+        what = f"the model does not take uint8, {tuple(raw[0].shape)} ({error})"
+        how = "make images float (n, C, H, W) and normalise them as the model was trained"
+        raise ValueError(f"{what}: {how}: x.float() / 255, less mean, by deviation") from error
+
+
 def tensors_in(value: Any) -> Iterator[Tensor]:
     """Yield the tensors in nested tuples, lists and mappings, depth first."""
     if isinstance(value, Tensor):

@@ -1,23 +1,22 @@
 """Which layers a model offers: its blocks, its activations, its head."""
 
 import math
-import re
-from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
-from geomkd.common.checks import check_names
+from geomkd.common.checks import check_choice, check_names
+from geomkd.network.blocks import roles_of
 from geomkd.network.calls import Event, event_at, events_of
+from geomkd.network.dataflow import Dataflow
 from geomkd.network.forward import Forward, modules_by_name, unwrap
 from geomkd.network.hooks import target_of
-
-CONVOLUTION = nn.modules.conv._ConvNd
-NO_ACTIVATION = (nn.MultiheadAttention, nn.Softmax, nn.Softmax2d, nn.Softmin, nn.LogSoftmax)
-ACTIVATION_NAME = re.compile("elu|glu|silu|swish|mish|tanh|sigmoid|softplus", re.IGNORECASE)
+from geomkd.network.kinds import kind_and_place
 
 
 @dataclass(frozen=True)
@@ -30,13 +29,17 @@ class Layer:
         Path of the module; ``"fc.input"`` is the input of module ``fc``, ``"relu#2"`` what
         ``relu`` returns when it is called the second time in one forward pass.
     kind : str
-        ``"map"`` (B, C, H, W), ``"map_last"`` (B, H, W, C), ``"tokens"`` (B, T, C), ``"vector"``
-        (B, C) or ``"other"``. A one-dimensional convolution's output (B, C, L) is called tokens.
+        ``"map"`` (B, C, H, W), ``"map_last"`` (B, H, W, C), ``"tokens"`` (B, T, C), ``"sequence"``
+        (B, C, L), ``"vector"`` (B, C) or ``"other"``. Sequences are what the last convolution,
+        normalisation, Linear, Embedding or recurrent module before, of as many channels, has so.
     shape : tuple of int
         Of one sample, without the batch axis.
     role : str
-        ``"block"``, ``"activation"``, ``"head_input"``, ``"head"`` (behind the head's input) or
-        ``"named"`` (none of these; asked for by name).
+        ``"block"``, ``"transition"`` (between two blocks), ``"activation"``, ``"head_input"``,
+        ``"head"`` (behind the head's input) or ``"named"`` (none of these; asked for by name).
+    place : str
+        Of tokens and sequences: ``"input"`` where there is one for each of the integer inputs,
+        else ``"grid"`` for tokens of images, ``"line"`` for all others; not compared.
     order : int
         Grows with the order of execution; not compared.
     dtype, device
@@ -58,6 +61,7 @@ class Layer:
     dtype: torch.dtype | None = field(default=None, repr=False, compare=False)
     device: torch.device | None = field(default=None, repr=False, compare=False)
     feeds_head: bool = field(default=False, repr=False, compare=False)
+    place: str = field(default="grid", repr=False, compare=False)
 
     @property
     def dim(self) -> int:
@@ -74,7 +78,11 @@ class Survey(NamedTuple):
 
 
 def candidate_layers(
-    model: nn.Module, example_input: Any, *, forward: Forward | None = None
+    model: nn.Module,
+    example_input: Any,
+    *,
+    granularity: str = "blocks",
+    forward: Forward | None = None,
 ) -> list[Layer]:
     """List the layers of a model that are worth scoring, in order of execution.
 
@@ -85,17 +93,20 @@ def candidate_layers(
     example_input : Tensor, tuple, list or mapping
         A batch: one argument, positional arguments or keyword arguments. Two samples or more,
         so that a batch axis can be told from an axis of length one.
+    granularity : {"blocks", "stages"}
+        "stages" keeps, of layers of one shape that follow from one another, the last alone.
     forward : callable, optional
         ``forward(model, example_input)`` runs the model instead.
 
     Returns
     -------
     list of Layer
-        The blocks, the activation modules outside them and the input of the head, each where
-        its call ends; then the activations inside the head. Layers that are not run in
-        evaluation mode, are not floating point or do not have the batch axis first are left out;
-        of several that are the same tensor, such as an activation and the input of the head right
-        behind it, the first stands for all.
+        The blocks and what stands between them, the activation modules outside them and the input
+        of the head, each where its call ends; then the activations inside the head, not the class
+        scores. A module that is called again, such as a shared block, is a layer each time. Layers
+        that are not run in evaluation mode, are not floating point or do not have the batch axis
+        first are left out; of several that are the same tensor, such as an activation and the input
+        of the head right behind it, the first stands for all.
 
     Raises
     ------
@@ -106,10 +117,16 @@ def candidate_layers(
 
     Notes
     -----
-    A block is an outermost module with children and a ``forward`` of its own, not from
-    ``torch.nn`` (its transformer layers excepted), whose class occurs at least twice in the
-    model. The head begins at the first ``nn.Linear`` that is called after the last block or
-    convolution; in a model with neither, at the last one. The model is run once and left as it was.
+    Blocks are the innermost calls of modules of one class, with parts and a ``forward`` of their
+    own, that are a chain: each is made of the one before it and nothing beside, whatever may have
+    changed the shape between them, and one at least keeps the shape; towers are chains side by
+    side. What stands in a row of modules with them is a block too, what stands between two of them
+    a transition. Without a chain, the outermost modules whose class occurs twice are the blocks.
+
+    The head begins behind the last block or convolution, at the first ``nn.Linear`` that all goes
+    through; of several heads at the first; with none, at a last convolution that has a channel a
+    class. In a model with neither blocks nor convolutions it is the last ``nn.Linear``. The model
+    is run once and left as it was.
 
     Examples
     --------
@@ -123,7 +140,7 @@ def candidate_layers(
     Layer(name='0.1', kind='map', shape=(8, 6, 6), role='activation')
     Layer(name='1.input', kind='vector', shape=(288,), role='head_input')
     """
-    return survey(model, example_input, forward=forward).layers
+    return survey(model, example_input, granularity=granularity, forward=forward).layers
 
 
 def describe_layers(
@@ -151,7 +168,7 @@ def describe_layers(
     [Layer(name='0', kind='vector', shape=(4,), role='named')]
     """
     names = check_names(names, "names", distinct=False)
-    return survey(model, example_input, names, forward=forward).layers
+    return survey(model, example_input, names, expand=False, forward=forward).layers
 
 
 def survey(
@@ -159,26 +176,46 @@ def survey(
     example_input: Any,
     names: list[str] | None = None,
     *,
+    granularity: str = "blocks",
+    expand: bool = True,
     forward: Forward | None = None,
 ) -> Survey:
-    """Describe layers, the candidates or those of some names, from a single forward pass."""
+    """Describe layers, the candidates or those of some names, from a single forward pass.
+
+    With `expand`, names may be patterns: ``"encoder.layer.*"`` is every module that is run there.
+    """
+    check_choice(granularity, "granularity", ("blocks", "stages"))
+    if names is not None and granularity != "blocks":
+        raise ValueError(
+            f"layers= names the layers: granularity={granularity!r} has none to choose"
+        )
     modules = modules_by_name(model)
-    targets = {name: target_of(name, modules) for name in names or ()}
-    events, sample_bytes, draws = events_of(model, example_input, forward)
-    roles = _roles(events, _blocks(modules))
+    fixed = [n for n in names or () if not (expand and _is_pattern(n, modules))]
+    targets = {name: target_of(name, modules) for name in fixed}  # before the model is run
+    events, flow, sample_bytes, draws = events_of(model, example_input, forward)
+    first_names = {module: name for name, module in reversed(modules.items())}
+    if names is not None and len(fixed) < len(names):
+        names = [
+            name
+            for n in names
+            for name in ([n] if n in targets else _matches(n, events, first_names))
+        ]
+        names = list(dict.fromkeys(names))
+        targets = {name: target_of(name, modules) for name in names}
+    roles = roles_of(events, flow, modules)
     offered = {event: role for event, role in roles.items() if event.fault is None}
     if set(offered.values()) <= {"head_input"}:
         offered = {}  # neither a block nor an activation tells where the head begins
     head_input = next((e for e, role in offered.items() if role == "head_input"), None)
     if names is None:
-        first_names = {module: name for name, module in reversed(modules.items())}
         if not offered:
             raise ValueError(_nothing_found(model, events, roles, first_names))
-        firsts = {e.origin: e for e in reversed(offered)}
+        offered = _stages(offered, flow) if granularity == "stages" else offered
+        firsts = {e.tensor: e for e in reversed(offered)}
         found = {
             first_names[e.module] + e.suffix: (e, role)
             for e, role in offered.items()
-            if firsts[e.origin] is e
+            if firsts[e.tensor] is e
         }
     else:
         head = math.inf if head_input is None else head_input.order
@@ -187,94 +224,54 @@ def survey(
             name: (event, roles.get(event, "head" if event.order > head else "named"))
             for name, event in at_names.items()
         }
-    fed = head_input.origin if head_input is not None and names is None else None
-    layers = {name: _layer(name, *of, fed, modules) for name, of in found.items()}
+    fed = head_input.tensor if head_input is not None and names is None else None
+    told = partial(kind_and_place, events=events, modules=modules, example_input=example_input)
+    layers = {name: _layer(name, *of, fed, told) for name, of in found.items()}
     return Survey([layers[name] for name in names or layers], sample_bytes, draws)
 
 
-def _blocks(modules: Mapping[str, nn.Module]) -> set[nn.Module]:
-    """Return the modules that are blocks unless another block runs them."""
-    root = modules[""]
-    distinct = set(modules.values())
-    times = Counter(map(type, distinct))
-    return {m for m in distinct if m is not root and times[type(m)] > 1 and _has_own_forward(m)}
+def _is_pattern(name: str, modules: Mapping[str, nn.Module]) -> bool:
+    return any(character in name for character in "*?[") and name not in modules
 
 
-def _has_own_forward(module: nn.Module) -> bool:
-    if isinstance(module, nn.TransformerEncoderLayer | nn.TransformerDecoderLayer):
-        return True
-    if type(module).__module__.startswith("torch.nn.") or not any(module.children()):
-        return False
-    return type(module).forward not in (nn.Module.forward, nn.Sequential.forward)
-
-
-def _is_activation(module: nn.Module) -> bool:
-    if isinstance(module, NO_ACTIVATION):
-        return False
-    if any(base.__module__ == nn.modules.activation.__name__ for base in type(module).__mro__):
-        return True
-    # Other libraries have their own: GELUActivation, HardSwish, QuickGELU and more.
-    bare = not any(module.children()) and not any(True for _ in module.parameters())
-    return bare and ACTIVATION_NAME.search(type(module).__name__) is not None
-
-
-def _roles(events: list[Event], blocks: set[nn.Module]) -> dict[Event, str]:
-    """Return the events where there is a layer, in order, with the layers' roles."""
-    outside, running = [], 0
+def _matches(pattern: str, events: list[Event], names: Mapping[nn.Module, str]) -> list[str]:
+    """Names that a pattern stands for, in order of execution; it is matched part by part."""
+    parts = pattern.split(".")
+    of_inputs = parts[-1].partition("#")[0] == "input"
+    found = []
     for event in events:
-        running -= event.module in blocks and not event.is_input
-        if not running:
-            outside.append(event)
-        running += event.module in blocks and event.is_input
-    body = [e for e in outside if e.module in blocks or isinstance(e.module, CONVOLUTION)]
-    linear = [e for e in outside if isinstance(e.module, nn.Linear) and e.is_input]
-    after = [e for e in linear if e.order > body[-1].order] if body else linear[-1:]
-    head = after[0] if after else None
-    roles: dict[Event, str] = {}
-    for event in outside:
-        if event is head:
-            roles[event] = "head_input"
-        elif event.is_input:
-            continue
-        elif event.module in blocks:
-            roles[event] = "block"
-        elif _is_activation(event.module):
-            roles[event] = "head" if head and event.order > head.order else "activation"
-    return roles
+        name = names[event.module] + event.suffix
+        own = name.split(".")  # ["", "input"] of the model itself
+        if (
+            event.is_input == of_inputs
+            and event.fault is None
+            and own[0]
+            and len(own) == len(parts)
+            and all(map(fnmatchcase, own, parts))
+        ):
+            found.append(name)
+    if not found:
+        raise ValueError(f"layer {pattern!r}: no layer that is run has such a name")
+    return found
+
+
+def _stages(offered: dict[Event, str], flow: Dataflow) -> dict[Event, str]:
+    """Keep the last of each run of layers of one shape, each made of the one before."""
+    kept: list[Event] = []
+    for event, role in offered.items():
+        same = kept and role not in ("head_input", "head") and kept[-1].shape == event.shape
+        if same and flow.found_behind(event.tensor, {kept[-1].tensor}):
+            kept.pop()
+        kept.append(event)
+    return {event: offered[event] for event in kept}
 
 
 def _layer(
-    name: str, event: Event, role: str, fed: int | None, modules: Mapping[str, nn.Module]
+    name: str, event: Event, role: str, fed: int | None, told: Callable[[Event], tuple[str, str]]
 ) -> Layer:
-    kinds = {1: "vector", 2: "tokens", 3: "map" if _is_map(event, modules) else "map_last"}
-    kind = kinds.get(len(event.shape), "other")
-    feeds_head = role == "head_input" or event.origin == fed
-    own = event.order, event.dtype, event.device, feeds_head
+    (kind, place), feeds_head = told(event), role == "head_input" or event.tensor == fed
+    own = event.order, event.dtype, event.device, feeds_head, place
     return Layer(name, kind, event.shape, role, *own)
-
-
-def _is_map(event: Event, modules: Mapping[str, nn.Module]) -> bool:
-    """Whether a layer of three axes has its channels first."""
-    if len(event.shape) == 3:
-        first, middle, last = event.shape
-        if (first == middle) != (middle == last):  # the square grid is told from the channels
-            return middle == last
-    return _is_convolutional(event, modules)
-
-
-def _is_convolutional(event: Event, modules: Mapping[str, nn.Module]) -> bool:
-    """Whether the module, else the nearest one around it that shows, works with channels first."""
-    path = next(name for name, module in modules.items() if module is event.module)
-    while True:
-        around = list(modules[path].modules())
-        if any(isinstance(m, CONVOLUTION | nn.BatchNorm2d) for m in around):
-            return True
-        # Not isinstance: LayerNorm2d classes derive from nn.LayerNorm and take channels first.
-        if any(type(m) in (nn.Linear, nn.LayerNorm) for m in around):
-            return False
-        if not path:
-            return True
-        path = path.rpartition(".")[0]
 
 
 def _nothing_found(

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor
 from torch.nn.functional import max_pool2d
 
 from geomkd.common.checks import check_choice
+from geomkd.network.kinds import positions_first
 
-POOLS = ("flatten", "mean", "max", "cls", "published")
+POOLS = ("flatten", "mean", "max", "cls", "last", "published")
 PUBLISHED_LIMIT = 262_144  # values of a map above which the published analysis pools
-_SPACE = {"map": (2, 3), "map_last": (1, 2), "tokens": (1,), "vector": ()}
+_SPACE = {"map": (2, 3), "map_last": (1, 2), "tokens": (1,), "sequence": (2,)}
+_FITS = {"cls": ("tokens",), "last": ("tokens", "sequence")}
 
 
 def check_pool(pool: str) -> str:
@@ -19,7 +22,7 @@ def check_pool(pool: str) -> str:
     return check_choice(pool, "pool", POOLS)
 
 
-def pooled(x: Tensor, kind: str, pool: str) -> Tensor:
+def pooled(x: Tensor, kind: str, pool: str, real: Tensor | None = None) -> Tensor:
     """Activations of one layer, pooled to (B, d).
 
     Parameters
@@ -28,30 +31,43 @@ def pooled(x: Tensor, kind: str, pool: str) -> Tensor:
         Activations.
     kind : str
         Their kind, as in `Layer`.
-    pool : {"flatten", "mean", "max", "cls", "published"}
-        "flatten" keeps every value. "mean" and "max" pool over space or tokens (class token
-        included) to one value a channel. "cls" takes the first token. "published" flattens, maps of
-        more than 262,144 values max-pooled first, kernel ceil(sqrt(d / 262144)).
+    pool : {"flatten", "mean", "max", "cls", "last", "published"}
+        "flatten" keeps every value. "mean" and "max" pool over space, tokens (class token included)
+        or time to one value a channel. "cls" takes the first token, "last" the last token or step.
+        "published" flattens, maps of more than 262,144 values max-pooled first, kernel
+        ceil(sqrt(d / 262144)).
+    real : Tensor, shape (B, T), optional
+        Which positions of tokens or of a sequence count; each sample is pooled as without others.
 
     Raises
     ------
     ValueError
-        A pooling that the kind has no axes for.
+        A pooling that the kind has no axes for, or that needs as many real positions in all
+        samples; a sample without any.
 
     Examples
     --------
-    >>> import torch
     >>> pooled(torch.ones(2, 3, 4, 4), "map", "mean").shape
     torch.Size([2, 3])
     """
-    dim = math.prod(x.shape[1:])
+    dim, flat = math.prod(x.shape[1:]), pool in ("flatten", "published")
+    if not flat and kind not in (*_FITS.get(pool, _SPACE), "vector"):
+        raise ValueError(f"pool={pool!r} does not fit features of kind {kind!r}, {tuple(x.shape)}")
+    if real is not None:
+        sizes = real.sum(dim=1).tolist()
+        if min(sizes) == 0 or (flat and min(sizes) < max(sizes)):
+            raise ValueError(
+                f"pool={pool!r} needs {'as many' if flat else 'some'} tokens in every sample; got "
+                f"{min(sizes)} to {max(sizes)} by the mask"
+                + ": pass pool='mean', 'max' or 'last'"
+                * flat
+            )
+        parts = (part[None] for part in positions_first(x, kind)[real].split(sizes))
+        return torch.cat([pooled(positions_first(part, kind), kind, pool) for part in parts])
     if pool == "published" and kind == "map" and dim > PUBLISHED_LIMIT:
         x = max_pool2d(x, math.ceil(math.sqrt(dim / PUBLISHED_LIMIT)))
-    if pool in ("flatten", "published") or kind == "vector":
+    if flat or kind == "vector":
         return x.flatten(1)
-    if pool == "cls" and kind == "tokens":
-        return x[:, 0]
-    if pool == "cls" or kind not in _SPACE:
-        raise ValueError(f"pool={pool!r} does not fit features of kind {kind!r}, {tuple(x.shape)}")
-    space = _SPACE[kind]
-    return x.mean(dim=space) if pool == "mean" else x.amax(dim=space)
+    if pool in ("cls", "last"):
+        return positions_first(x, kind)[:, 0 if pool == "cls" else -1]
+    return x.mean(dim=_SPACE[kind]) if pool == "mean" else x.amax(dim=_SPACE[kind])

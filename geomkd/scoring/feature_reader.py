@@ -15,6 +15,7 @@ from geomkd.data.sample import Sample
 from geomkd.data.sources import to_device
 from geomkd.network.forward import Forward
 from geomkd.network.hooks import features_of
+from geomkd.network.masks import mask_of, token_mask
 from geomkd.network.pooling import pooled
 from geomkd.scoring.plan import Stored
 
@@ -32,7 +33,7 @@ class Reader:
     forward : callable, optional
         Runs the model in place of a plain call.
     pool : str
-        What is done to maps and tokens; see `geomkd.network.pooling.pooled`.
+        What is done to maps and tokens, but padding; see `geomkd.network.pooling.pooled`.
     device : torch.device
         Where batches are sent.
     seen : callable
@@ -63,8 +64,9 @@ class Reader:
         row = 0
 
         def keep(name: str, tensor: Tensor) -> int:
+            layer = layers[name].layer
             with about(f"layer {name!r}"):
-                x = pooled(tensor.detach(), layers[name].layer.kind, self.pool)
+                x = pooled(tensor.detach(), layer.kind, self.pool, mask_of(layer, mask, tensor))
             if x.shape[1] != layers[name].dim or row + len(x) > n:
                 raise ValueError(
                     f"layer {name!r}: expected {layers[name].dim} features of each of {n} samples "
@@ -76,6 +78,7 @@ class Reader:
 
         for number, batch in enumerate(self.sample.batches(batch_size, of_class=of_class)):
             inputs = to_device(batch, self.device)
+            mask = token_mask(inputs)
             with all_seeded(seed_of(self.sample.seed, number), self.device):  # as in any other pass
                 counts = features_of(self.model, inputs, held, forward=self.forward, take=keep)
             row += next(iter(counts.values()))

@@ -59,6 +59,8 @@ class LayerScores:
     (2, 2)
     >>> len(scores.select(1, by=lambda frame: frame["separation"]))
     1
+    >>> len(scores.select(2, by="loes")), len(scores.select(2, redundancy=0.5))
+    (2, 2)
     """
 
     frame: pd.DataFrame
@@ -120,8 +122,7 @@ class LayerScores:
         -----
         Rank sets tell what other images would do to the order, not what more of them would: of a
         ResNet-20, those of 25 images a class held the order at 500 a class in 19 of 20 samples for
-        Q (robust: 12), in none for the published S (robust: 19), in all for k-NN. Whoever ranks by
-        quality gives `score_layers` a ``sweep=``, and looks at `settling`.
+        Q (robust: 12), in none for the published S (robust: 19), in all for k-NN: see `settling`.
         """
         by = self.by if by is None else by
         if self.how.sweep and (callable(by) or by in self.sweep):
@@ -159,19 +160,6 @@ class LayerScores:
         ValueError
             ``k`` is not between 1 and the number of layers up to the head's input; a column that is
             not there; a layer without a score.
-
-        Examples
-        --------
-        >>> import torch
-        >>> from torch import nn
-        >>> from geomkd import score_layers
-        >>> _ = torch.manual_seed(0)
-        >>> layers = [nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 3)]
-        >>> model = nn.Sequential(*layers)
-        >>> x, y = torch.randn(90, 8), torch.arange(90) % 3
-        >>> scores = score_layers(model, (x, y), subsamples=0, progress=False)
-        >>> len(scores.select(2, by="loes")), len(scores.select(2, redundancy=0.5))
-        (2, 2)
         """
         return selected(self, k, self.by if by is None else by, redundancy, options)
 
@@ -205,7 +193,7 @@ class LayerScores:
         return np.column_stack([self._in_draws(self.sweep, by), whole])
 
     def plot_sweep(self, ax: Axes | None = None, *, by: By | None = None) -> Axes:
-        """Draw every layer's score by sample size, and the tau of each step.
+        """Draw every layer's score by sample size, and the tau of each step; returns the Axes.
 
         Parameters
         ----------
@@ -213,11 +201,6 @@ class LayerScores:
             Where to draw; by default a new figure.
         by : str or callable, optional
             As in `rank`.
-
-        Returns
-        -------
-        Axes
-            Not shown.
         """
         by = self.by if by is None else by
         name = by if isinstance(by, str) else getattr(by, "__name__", "score")
@@ -303,7 +286,5 @@ class LayerScores:
 
     def _repr_html_(self) -> str:
         shown = ["layer", "kind", "shape", "dim", *self.draws]
-        table = self.frame[shown].to_html(
-            index=False, float_format=lambda value: f"{value:.3f}", border=0
-        )
+        table = self.frame[shown].to_html(index=False, float_format="{:.3f}".format, border=0)
         return f"<p><code>{html.escape(repr(self), quote=False)}</code></p>{table}"

@@ -36,39 +36,13 @@ class Step(NamedTuple):
 def redundancy(grams: Any) -> Tensor:
     """Redundancy ||X_a' X_b|| / (||X_a|| ||X_b||), Frobenius norms, of every two of L layers.
 
-    Parameters
-    ----------
-    grams : Tensor or ndarray, shape (L, m, m)
-        Centred Gram matrix X_a X_a' of the same m samples for every layer.
-
-    Returns
-    -------
-    Tensor, shape (L, L)
-        Float64, between 0 and 1; 0 for a layer that does not vary.
-
-    Notes
-    -----
-    ``sqrt(tr G_a G_b / (tr G_a tr G_b))``, as ``||X_a' X_b||^2 = tr G_a G_b`` and ``||X_a||^2 =
-    tr G_a``. A layer's redundancy to a copy of itself is therefore not 1 but
-    ``1 / sqrt(participation ratio of its spectrum)``, at most 1: copies of a layer that varies in
-    many directions count as less redundant than two unlike layers of few. Divided by the root of
-    both copies' own, ``r / sqrt(outer(diag r, diag r))``, it is the square root of linear CKA.
-
-    References
-    ----------
-    Batra et al. Uncovering the Latent Potential of Deep Intermediate Representations (LOES). ICML
-    2026, arXiv:2605.23033. Its code does not centre the features first; here they are centred.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from geomkd.scoring.loes import redundancy
-    >>> x = torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]])
-    >>> both, first, second = x @ x.T, x[:, :1] @ x[:, :1].T, x[:, 1:] @ x[:, 1:].T
-    >>> redundancy(torch.stack([both, first, second])).round(decimals=4)
-    tensor([[0.7071, 0.7071, 0.7071],
-            [0.7071, 1.0000, 0.0000],
-            [0.7071, 0.0000, 1.0000]], dtype=torch.float64)
+    From the centred Gram matrices G_a = X_a X_a' of the same m samples, (L, m, m), as
+    ``sqrt(tr G_a G_b / (tr G_a tr G_b))``: (L, L), float64, between 0 and 1; 0 for a layer that
+    does not vary. To a copy of itself a layer's redundancy is not 1 but ``1 / sqrt(participation
+    ratio of its spectrum)``: copies of a layer that varies in many directions count as less
+    redundant than two unlike layers of few. Divided by the root of both copies' own,
+    ``r / sqrt(outer(diag r, diag r))``, it is the square root of linear CKA. LOES's code (see
+    `loes`) does not centre the features first.
     """
     x = _as_grams(grams)
     with exact_arithmetic(x.device):
@@ -104,11 +78,9 @@ def loes(
     ----------
     grams : Tensor or ndarray, shape (L, m, m)
         Centred Gram matrix of the same m samples for every layer.
-    index : Tensor or ndarray, shape (m,), or None
+    index, n_classes : Tensor or ndarray, shape (m,), and int; or None
         Class of each sample, 0 ... n_classes - 1; None for the label-free form, which knows no loss
         and no triangles.
-    n_classes : int or None
-        Number of classes: the columns of the one-hot labels. Not used without ``index``.
     k : int
         How many layers, from 1 to L.
     dims : sequence of int, length L
@@ -121,11 +93,6 @@ def loes(
     list of Step
         In the order of choice; ties go to the earlier layer.
 
-    Raises
-    ------
-    TypeError, ValueError
-        ``k`` or a weight out of range, grams, dims or labels that do not fit, or NaN.
-
     Notes
     -----
     Every layer is read through its principal coordinates (m, r), a rotation of its features that
@@ -134,9 +101,8 @@ def loes(
     that were fitted; ``ridge`` is added to X'X, not to its mean; isotropy is ``mean(l) / (std(l) +
     1e-6)`` over eigenvalues l of X'X / m, of the whole layer, also in later steps. So loss,
     isotropy and redundancy hardly depend on a layer's scale, but triangle areas grow with its
-    square: where layers of unlike scales meet, give ``eta=0`` or scale each Gram matrix to one
-    trace, such as m. A layer of one feature has no spread of eigenvalues: isotropy takes it for
-    perfect.
+    square: where layers of unlike scales meet, give ``eta=0``. A layer of one feature has no spread
+    of eigenvalues: isotropy takes it for perfect.
 
     Other than in the code, redundancy is that of centred features, the area is the mean over all
     triangles of three classes (there, 200 random triples with repetitions), and isotropy takes
@@ -145,9 +111,8 @@ def loes(
     The orthogonal part is the remainder of a ridge, ``X - K (K + l I)^-1 X`` with K the sum of the
     chosen Gram matrices. l is 1e-6 as in the code while the chosen layers together have fewer than
     m - 1 features. From there on they span all centred samples and that remainder would vanish: l
-    is then tr K / m, the mean eigenvalue, which takes out the directions in which the chosen layers
-    vary more than on average. Layers of m - 1 and more features fit any labels: their loss is
-    near 0, and the other terms choose.
+    is then tr K / m, which takes out the directions in which they vary more than on average. Layers
+    of m - 1 and more features fit any labels: their loss is near 0, and the other terms choose.
 
     Cost: an eigenproblem of size m for every layer and every step, about 4 m^2 r multiplications
     for every candidate in every step, and m r float64 numbers a layer.
@@ -156,17 +121,6 @@ def loes(
     ----------
     Batra et al. Uncovering the Latent Potential of Deep Intermediate Representations. ICML 2026,
     arXiv:2605.23033; https://github.com/arnesh2212/loes.
-
-    Examples
-    --------
-    >>> import torch
-    >>> from geomkd.scoring.loes import loes
-    >>> y = torch.arange(60) % 3
-    >>> hot = torch.eye(3)[y] - 1 / 3
-    >>> layers = [hot[:, :1], 2 * hot[:, :1], hot[:, 1:2]]  # the second tells what the first does
-    >>> steps = loes(torch.stack([x @ x.T for x in layers]), y, 3, 2, dims=[1, 1, 1], alpha=0)
-    >>> [step.layer for step in steps]
-    [1, 2]
     """
     x = _as_grams(grams)
     dims = [check_int(dim, "dims", 1) for dim in dims]

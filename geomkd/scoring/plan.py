@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from geomkd.common.checks import about, sums_device
 from geomkd.data.sample import Sample
 from geomkd.geometry.precision import BLOCK, COLUMNS
 from geomkd.network.layers import Layer
+from geomkd.network.masks import mask_of
 from geomkd.network.pooling import pooled
 
 KERNELS = 64_000_000  # bytes that the numeric libraries keep for themselves
@@ -30,11 +32,12 @@ class Stored(NamedTuple):
     device: torch.device
 
     @classmethod
-    def of(cls, layer: Layer, pool: str) -> Stored:
-        """Tell how a layer's features are held once they are pooled; nothing is computed."""
-        form = torch.empty(2, *layer.shape, dtype=layer.dtype, device="meta")
+    def of(cls, layer: Layer, pool: str, mask: Tensor | None = None) -> Stored:
+        """Tell how a layer's features are held once they are pooled, by a few samples' mask."""
+        n, device = (2, "meta") if mask is None else (len(mask), mask.device)
+        form = torch.empty((), dtype=layer.dtype, device=device).expand(n, *layer.shape)
         with about(f"layer {layer.name!r}"):
-            form = pooled(form, layer.kind, pool)
+            form = pooled(form, layer.kind, pool, mask_of(layer, mask, form))
         return cls(layer, form.shape[1], form.dtype, sums_device(layer.device))
 
     @property
@@ -53,13 +56,7 @@ class Plan(NamedTuple):
 
 
 def parse_bytes(memory: str | int) -> int:
-    """Read "2GB", "512 MiB" or a number as bytes.
-
-    Examples
-    --------
-    >>> parse_bytes("1.5GB")
-    1500000000
-    """
+    """Read "2GB", "512 MiB" or a number as bytes."""
     if isinstance(memory, str):
         text = memory.strip().lower()
         unit = next((unit for unit in UNITS if text.endswith(unit)), "")
@@ -84,33 +81,14 @@ def plan_of(
     draws: bool = False,
     more: int = 0,
 ) -> Plan:
-    """Greedy groups of layers in order of execution.
+    """Greedy groups of layers in order of execution, in ``budget`` bytes for everything together.
 
-    Parameters
-    ----------
-    stored : sequence of Stored
-        The layers.
-    sample : Sample
-        What they are read of.
-    budget : int
-        Bytes that everything may take together, inputs that the sample keeps included.
-    per_sample : int
-        Bytes of one sample's forward pass.
-    halves : bool
-        Whether half-samples are scored too.
-    draws : bool
-        Whether the model draws at random, so that a batch must not depend on the budget.
-    more : int
-        Bytes that measures need beside knowledge quality.
-
-    Raises
-    ------
-    ValueError
-        A budget too small for one sample at a time and ``COLUMNS`` features of a layer; with the
-        least that works.
+    ``per_sample`` is the bytes of one sample's forward pass; ``halves`` whether half-samples are
+    scored too; ``draws`` whether the model draws at random, so that a batch must not depend on the
+    budget; ``more`` the bytes of measures beside knowledge quality. A budget too small for one
+    sample at a time and ``COLUMNS`` features of a layer is a ``ValueError`` with the least.
     """
-    n, sizes = len(sample), sample.classes.sizes
-    entropy = [sample.entropy_size(a) or 0 for a in range(len(sizes))]
+    n, sizes, entropy = len(sample), sample.classes.sizes, sample.entropy_sizes
     most = max(entropy)
     item = max(s.gram_dtype.itemsize for s in stored)
     fixed = sample.kept_bytes + more + KERNELS + item * n * n
@@ -133,14 +111,22 @@ def plan_of(
     batch_size = int(max(smallest, min(largest, share // per_sample)))
     room = budget - fixed - batch_size * per_sample
     width = (room - squares) // column
+    groups = grouped(stored, max(n, most), squares, room)
+    passes = sum(-(-group[0].dim // width) if len(group) == 1 else 1 for group in groups)
+    return Plan(groups, width, batch_size, passes)
+
+
+def grouped(
+    layers: Sequence[Stored], rows: int, squares: int, room: int, alone: Collection[str] = ()
+) -> list[list[Stored]]:
+    """Layers in turn as far as features of ``rows`` samples have room, some ``alone`` by name."""
     groups: list[list[Stored]] = []
     free = 0
-    for s in stored:
-        need = max(n, most) * s.dim * s.dtype.itemsize + squares
-        if not groups or need > free:
+    for s in layers:
+        need, sliced = rows * s.dim * s.dtype.itemsize + squares, s.layer.name in alone
+        if sliced or not groups or need > free:
             groups.append([])
             free = room
         groups[-1].append(s)
-        free -= need
-    passes = sum(-(-group[0].dim // width) if len(group) == 1 else 1 for group in groups)
-    return Plan(groups, width, batch_size, passes)
+        free = 0 if sliced else free - need
+    return groups

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 
 from geomkd.common.distributed import World, gathered, world
 from geomkd.data.sample import Sample
-from geomkd.scoring.plan import Plan, Stored
+from geomkd.scoring.plan import Plan, Stored, grouped
 from geomkd.scoring.rows import Row
 from geomkd.scoring.settings import Settings
 
@@ -16,20 +16,8 @@ from geomkd.scoring.settings import Settings
 def together(act: Callable[[Share], None]) -> tuple[list[Row], Settings]:
     """Fill this process's share of a run by ``act``, and bring together what all of them have done.
 
-    Returns
-    -------
-    list of Row, Settings
-        Of all layers, in order of execution; after Ctrl-C in any process of those that were done,
-        marked partial.
-
-    Raises
-    ------
-    Exception
-        Of the first layer that failed, in every process.
-    ValueError
-        Processes that were given different arguments.
-    KeyboardInterrupt
-        Ctrl-C before any layer was done.
+    Rows are in order of execution; after Ctrl-C in any process those that were done, marked
+    partial. What the first layer that failed raised, or Ctrl-C before any, is raised in all.
     """
     share = Share()
     try:
@@ -76,36 +64,23 @@ class Share:
         self.plan, self.layers = plan, [s.layer.name for group in plan.groups for s in group]
         if self.world.size > 1:
             groups = self._groups(plan, sample)
-            slices = [-(-g[0].dim // plan.width) for g in groups if g[0].layer.name in self.sliced]
-            passes = len(groups) - len(slices) + sum(slices)
+            passes = sum(
+                -(-g[0].dim // plan.width) if g[0].layer.name in self.sliced else 1 for g in groups
+            )
             self.plan = plan._replace(groups=groups, passes=passes)
 
     def _groups(self, plan: Plan, sample: Sample) -> list[list[Stored]]:
         layers = [s for group in plan.groups for s in group]
-        sizes = [sample.entropy_size(a) or 0 for a in range(len(sample.classes.sizes))]
+        sizes = sample.entropy_sizes
         rows, squares = max(len(sample), *sizes), 8 * sum(m * m for m in sizes)
         room = plan.width * rows * max(s.dtype.itemsize for s in layers) + squares  # of a slice
-        groups: list[list[Stored]] = []
-        free = 0  # a layer's cost is n^2 d flops, and n is the same for all
-        for i in shared_out([s.dim for s in layers], self.world.size)[self.world.rank]:
-            sliced = layers[i].layer.name in self.sliced
-            need = rows * layers[i].dim * layers[i].dtype.itemsize + squares
-            if sliced or need > free:
-                groups.append([])
-                free = room
-            groups[-1].append(layers[i])
-            free = 0 if sliced else free - need
-        return groups
+        # A layer's cost is n^2 d flops, and n is the same for all.
+        own = shared_out([s.dim for s in layers], self.world.size)[self.world.rank]
+        return grouped([layers[i] for i in own], rows, squares, room, self.sliced)
 
 
 def shared_out(costs: Sequence[float], size: int) -> list[list[int]]:
-    """Items of each process, of these costs: the dearest first, each to the one with least to do.
-
-    Examples
-    --------
-    >>> shared_out([8, 8, 4, 2], 2)
-    [[0, 2], [1, 3]]
-    """
+    """Items of each process: the dearest first, each to the one with least to do."""
     shares: list[list[int]] = [[] for _ in range(size)]
     loads = [0.0] * size
     for i in sorted(range(len(costs)), key=lambda i: -costs[i]):

@@ -28,46 +28,16 @@ class RankSets(NamedTuple):
 
 
 def ranks(scores: np.ndarray) -> np.ndarray:
-    """Rank 1 for the highest score along the first axis; equal scores share the better rank.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> ranks(np.array([0.2, 0.9, 0.2]))
-    array([2, 1, 2])
-    """
+    """Rank 1 for the highest score along the first axis; equal scores share the better rank."""
     return 1 + (scores[None, :] > scores[:, None]).sum(axis=1)
 
 
 def rank_sets(estimate: np.ndarray, draws: np.ndarray, level: float = 0.95) -> RankSets:
-    """Rank sets and ties of layers from scores of half-samples.
+    """Rank sets that cover a share ``level``, and ties, of layers from scores of half-samples.
 
-    Parameters
-    ----------
-    estimate : ndarray, shape (L,)
-        Scores of the full sample.
-    draws : ndarray, shape (L, R)
-        Scores of R half-samples, each column the same draw for every layer.
-    level : float
-        Share of the half-samples that a rank set covers, 0 < level < 1.
-
-    Raises
-    ------
-    ValueError
-        ``level`` outside (0, 1), no half-sample, shapes that do not fit, or NaN.
-
-    Notes
-    -----
-    Minima are part of the scores, for which the ordinary bootstrap fails; half-samples without
-    replacement do not need it. The sets say how much of the order is due to the choice of images,
-    they are no confidence intervals.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> sets = rank_sets(np.array([1.0, 0.9, 0.1]), np.array([[1, 2], [2, 1], [0, 0]]) / 2)
-    >>> sets.rank, sets.best, sets.worst, sets.ties
-    (array([1, 2, 3]), array([1, 1, 3]), array([2, 2, 3]), [[1], [0], []])
+    From scores (L,) of the full sample and (L, R) of R half-samples, each column the same draw for
+    every layer. Minima are part of the scores, for which the ordinary bootstrap fails; half-samples
+    without replacement do not need it.
     """
     estimate, draws = np.asarray(estimate, dtype=float), np.asarray(draws, dtype=float)
     check_number(level, "level", above=0, below=1)
@@ -93,14 +63,7 @@ def rank_sets(estimate: np.ndarray, draws: np.ndarray, level: float = 0.95) -> R
 def spread(estimate: np.ndarray, draws: np.ndarray, level: float = 0.95) -> np.ndarray:
     """Subsampling spread: the estimate plus the quantiles of (draw - mean of draws), (L, 2).
 
-    Half-samples are biased against the full sample, hence the difference to their own mean. A
-    spread, not a confidence interval.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> spread(np.array([1.0]), np.array([[0.4, 0.5, 0.6]]), level=0.5).round(3)
-    array([[0.95, 1.05]])
+    Half-samples are biased against the full sample, hence the difference to their own mean.
     """
     tail = (1 - level) / 2
     around = draws - draws.mean(axis=1, keepdims=True)
@@ -129,13 +92,7 @@ def rank_table(
 
 
 def _spans(numbers: Iterable[int]) -> str:
-    """Whole numbers as a short text.
-
-    Examples
-    --------
-    >>> _spans([2, 3, 4, 6])
-    '2..4,6'
-    """
+    """Whole numbers as a short text, such as "2..4,6"."""
     spans: list[list[int]] = []
     for number in sorted(set(numbers)):
         if spans and spans[-1][1] == number - 1:

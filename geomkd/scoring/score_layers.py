@@ -24,11 +24,12 @@ from geomkd.measures.null import check_null
 from geomkd.measures.table import named
 from geomkd.network.forward import Forward, evaluating, on_device, unwrap
 from geomkd.network.layers import survey
+from geomkd.network.masks import check_class_token, warn_of_padding
 from geomkd.scoring.arguments import example_of, label_options, predicted, sampling_of, warn_of_few
 from geomkd.scoring.feature_reader import Reader
 from geomkd.scoring.layer_measures import LayerMeasures, check_sweep
 from geomkd.scoring.layer_scores import LayerScores
-from geomkd.scoring.plan import Stored, parse_bytes, plan_of
+from geomkd.scoring.plan import BATCH, Stored, parse_bytes, plan_of
 from geomkd.scoring.processes import Share, together
 from geomkd.scoring.rows import Row, scores_of
 from geomkd.scoring.settings import Settings
@@ -39,6 +40,7 @@ def score_layers(
     data: Any,
     layers: Sequence[str] | None = None,
     *,
+    granularity: str = "blocks",
     measures: Sequence[str | Callable[[Tensor, Tensor], Any]] = ("knowledge_quality",),
     samples: int = 5000,
     entropy_per_class: int | None = None,
@@ -67,11 +69,15 @@ def score_layers(
         The teacher; run in evaluation mode without gradients and left as it was.
     data : pair of tensors, map-style Dataset, DataLoader, or iterable of batches
         Images (or whatever the model takes) and labels. A batch is (inputs..., labels) or a
-        mapping. An iterable is read once and its sampled inputs are kept; beyond 100 * ``samples``
-        samples it is taken for endless, an error. Of a DataLoader what its sampler gives counts,
-        if that is each sample, or each of a subset, once; other samplers are refused.
+        mapping, and so may all of the data be; a list of samples is a Dataset. An iterable is read
+        once and its sampled inputs are kept; beyond 100 * ``samples`` samples it is taken for
+        endless, an error. Of a DataLoader what its sampler gives counts, if that is each sample, or
+        each of a subset, once; other samplers are refused.
     layers : sequence of str, optional
-        Names of modules; by default what `candidate_layers` lists.
+        Names of modules, or patterns such as ``"encoder.layer.*"``, matched part by part; by
+        default what `candidate_layers` lists.
+    granularity : {"blocks", "stages"}
+        Of the layers by default, as in `candidate_layers`.
     measures : sequence of str and callable
         "knowledge_quality", other names or functions of `geomkd.measures`; "cka_to_last", `cka`
         with the head's input or else the last layer; and functions of ((n, d) features, (n,)
@@ -83,9 +89,11 @@ def score_layers(
         analysis); by default the sample itself serves.
     dataset_size : number, optional
         N in the published efficiency; the length of the data by default.
-    pool : {"flatten", "mean", "max", "cls", "published"}, optional
-        What is done to maps and tokens first; see `geomkd.network.pooling.pooled`. By default
-        "flatten".
+    pool : {"flatten", "mean", "max", "cls", "last", "published"}, optional
+        What is done to maps, tokens and sequences first; see `geomkd.network.pooling.pooled`. By
+        default "flatten". What an ``attention_mask`` among the inputs marks as padding counts
+        nowhere; "flatten" needs as many tokens in all samples. "cls" is refused where a model shows
+        that no class token is in front, see `geomkd.network.masks.check_class_token`.
     center : bool
         Whether pca_dimension, spectral_entropy, effective_rank and power_law_alpha are of the
         features about their mean; all others are as their own pages say.
@@ -141,7 +149,7 @@ def score_layers(
         A class of fewer than 25 samples, where a measure needs classes (by default 1,000 classes
         have five each). Feature rows of a layer that have no direction or equal another, once a
         layer with their number. A data set's ``.targets`` or ``.labels`` that are not what its
-        items give; those count.
+        items give; those count. Padding that no mask tells from tokens.
 
     Notes
     -----
@@ -223,9 +231,13 @@ def score_layers(
                 seed=seed,
                 protocol=protocol,
             )
-            found = survey(model, example_of(sample, place), names, forward=forward)
+            example, more = example_of(sample, place), sample.batches(BATCH)
+            found = survey(model, example, names, granularity=granularity, forward=forward)
             chosen = sorted(found.layers, key=lambda layer: layer.order)
-            stored = [Stored.of(layer, pool) for layer in chosen]
+            if pool == "cls":
+                check_class_token(model, chosen, example, forward)
+            mask = warn_of_padding(model, chosen, example, more, stacklevel=6)
+            stored = [Stored.of(layer, pool, mask) for layer in chosen]
             more = scored.bytes(max(s.dim for s in stored), len(stored))
             options = {"halves": subsamples > 0, "draws": found.draws, "more": more}
             share.take(plan_of(stored, sample, budget, found.sample_bytes, **options), sample)

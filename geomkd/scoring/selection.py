@@ -43,14 +43,7 @@ def selected(
 
 
 def top(scores: np.ndarray, k: int) -> list[int]:
-    """Return the indices of the k highest scores, the best first; ties to the earlier.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> top(np.array([0.3, 0.1, 0.9]), 2)
-    [2, 0]
-    """
+    """Return the indices of the k highest scores, the best first; ties to the earlier."""
     check_k(k, len(scores))
     return np.argsort(-np.asarray(scores, dtype=float), kind="stable")[:k].tolist()
 
@@ -63,31 +56,9 @@ def top_apart(scores: Any, redundancy: Any, k: int, gamma: float = 0.5) -> list[
     the layers on 0 and the best on 1, so that gamma means the same whatever the measure: at 1, full
     redundancy costs as much as the way from the best layer to the worst.
 
-    Parameters
-    ----------
-    scores : Tensor or ndarray, shape (L,)
-        Finite; higher is better.
-    redundancy : Tensor or ndarray, shape (L, L)
-        As `geomkd.scoring.loes.redundancy` gives it, or any other likeness between 0 and 1.
-    k : int
-        How many, from 1 to L.
-    gamma : float
-        Weight of the redundancy, at least 0; at 0 the k layers of highest score are chosen.
-
-    Returns
-    -------
-    list of int
-        Indices in the order of choice; ties go to the earlier layer.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from geomkd.scoring.selection import top_apart
-    >>> alike = np.array([[1.0, 0.9, 0.1], [0.9, 1.0, 0.1], [0.1, 0.1, 1.0]])
-    >>> top_apart(np.array([0.8, 0.7, 0.5]), alike, 2, gamma=0.0)
-    [0, 1]
-    >>> top_apart(np.array([0.8, 0.7, 0.5]), alike, 2, gamma=1.0)
-    [0, 2]
+    Takes finite scores (L,) and a redundancy (L, L) as `geomkd.scoring.loes.redundancy` gives it,
+    or any other likeness between 0 and 1. Returns indices in the order of choice; ties go to the
+    earlier layer.
     """
     values = as_tensor(scores, "scores").double().cpu().numpy()
     alike = as_tensor(redundancy, "redundancy").double().cpu().numpy()

@@ -21,7 +21,8 @@ from geomkd.geometry.principal import principal
 from geomkd.measures import similarity as alike
 from geomkd.network.forward import Forward, evaluating, on_device, unwrap
 from geomkd.network.hooks import features_of
-from geomkd.network.layers import survey
+from geomkd.network.layers import Layer, survey
+from geomkd.network.masks import check_class_token, mask_of, token_mask, warn_of_padding
 from geomkd.network.pooling import check_pool, pooled
 from geomkd.scoring.arguments import example_of
 
@@ -72,8 +73,8 @@ def similarity_matrix(
         Most samples in all, equally many of every class; of models only.
     seed : int
         Seeds the sample and its order.
-    pool : {"flatten", "mean", "max", "cls", "published"}
-        What is done to maps and tokens first, of models only; see `geomkd.network.pooling.pooled`.
+    pool : {"flatten", "mean", "max", "cls", "last", "published"}
+        What is done to maps, tokens and sequences first, of models only, as in `score_layers`.
     device : torch.device, optional
         Where to run the models; by default each where it is.
     forward : callable, optional
@@ -154,9 +155,13 @@ def similarity_matrix(
                 stack.enter_context(evaluating(model))
                 place = stack.enter_context(on_device(model, device))
                 names = None if layers is None else check_names(layers, of)
-                chosen = survey(model, example_of(sample, place), names, forward=forward).layers
-                kinds_of = {layer.name: layer.kind for layer in chosen}
-                sides.append(_Side(model, kinds_of, place, pool, forward))
+                example, more = example_of(sample, place), sample.batches(batch_size)
+                chosen = survey(model, example, names, forward=forward).layers
+                if pool == "cls":
+                    check_class_token(model, chosen, example, forward)
+                warn_of_padding(model, chosen, example, more, stacklevel=4)
+                by_name = {layer.name: layer for layer in chosen}
+                sides.append(_Side(model, by_name, place, pool, forward))
             return _streamed(*sides, sample, batch_size, progress, made)
 
     return read_as_given(compare, stacklevel=3)
@@ -231,7 +236,7 @@ class _Side:
     """One of the models, and what it needs to turn a batch into Gram matrices."""
 
     model: nn.Module
-    kinds: dict[str, str]
+    layers: dict[str, Layer]
     device: torch.device
     pool: str
     forward: Forward | None
@@ -244,8 +249,9 @@ class _Side:
 
         def take(name: str, tensor: Tensor) -> alike.Triangle:
             try:
-                x = as_features(pooled(tensor.detach(), self.kinds[name], self.pool))
-                check_finite(x)
+                layer = self.layers[name]
+                x = pooled(tensor.detach(), layer.kind, self.pool, mask_of(layer, mask, tensor))
+                check_finite(x := as_features(x))
             except ValueError as error:
                 raise ValueError(f"layer {name!r}: {error}") from None
             with exact_arithmetic(x.device):
@@ -260,6 +266,7 @@ class _Side:
                 return alike.triangle_of(x, scale)
 
         inputs = to_device(batch, self.device)
+        mask = token_mask(inputs)
         with all_seeded(seed, self.device):
             return features_of(self.model, inputs, names, forward=self.forward, take=take)
 
@@ -274,15 +281,15 @@ def _streamed(
     # The sample is in the order of the data, often by class; a batch has to be a sample of all.
     order = torch.randperm(n, generator=torch.Generator().manual_seed(made["seed"]))
     sample = sample.taken(order[: count * size])
-    rows, columns = list(a.kinds), list(b.kinds)
+    rows, columns = list(a.layers), list(b.layers)
     one_model = unwrap(a.model) is unwrap(b.model)  # is run once, for the layers of both
     if one_model:
-        a.kinds = b.kinds = {**b.kinds, **a.kinds}
+        a.layers = b.layers = {**b.layers, **a.layers}
     total = None
     with tqdm(total=count * size, unit=" samples", disable=not progress, leave=False) as bar:
         for number, batch in enumerate(sample.batches(size)):
             options = size, seed_of(made["seed"], number)
-            of_a = a.grams(batch, list(a.kinds), *options)
+            of_a = a.grams(batch, list(a.layers), *options)
             of_b = of_a if one_model else b.grams(batch, columns, *options)
             xs = [of_a[name] for name in rows]
             ys = xs if one_model and rows == columns else [of_b[name] for name in columns]

@@ -1,6 +1,7 @@
 """``geomkd distill``: real runs at tiny size."""
 
 import tomllib
+from functools import wraps
 
 import numpy as np
 import pandas as pd
@@ -9,7 +10,7 @@ import torch
 from commands import COMMAND, WRITTEN, student_of, summary_of
 from small import same
 
-from geomkd import LayerScores
+from geomkd import LayerScores, score_layers
 from geomkd.cli.main import main
 
 pytestmark = pytest.mark.usefixtures("here")
@@ -75,11 +76,95 @@ def test_scores_are_not_made_twice(here, monkeypatch):
     command = [*COMMAND, "--k", "2", "--out", "run"]
     assert main([*command, "--checkpoint-steps", "0"]) == 2  # found out after scoring
     assert [p.name for p in (here / "run").glob("*.npz")] == ["scores.npz"]
-    monkeypatch.delattr("geomkd.cli.distill.score_layers")
+    refuse = wraps(score_layers)(lambda *data, **options: pytest.fail("scored again"))
+    monkeypatch.setattr("geomkd.cli.distill.score_layers", refuse)
     assert main([*command, "--resume"]) == 0
     scores = LayerScores.load(here / "run" / "scores.npz")
     assert summary_of(here / "run")["layers"] == scores.select(2)
     assert summary_of(here / "run")["scores"] == scores.settings
+
+
+@pytest.mark.parametrize(
+    ("options", "by"),
+    [
+        (["--by", "sqrt_si", "--definition", "robust", "--pool", "mean"], "sqrt_si"),
+        (["--measures", "fisher_ratio", "isotropy", "--samples", "40"], "fisher_ratio"),
+    ],
+)
+def test_layers_are_scored_as_score_scores_them(here, options, by, capsys):
+    options = [*options, "--k", "2"]
+    assert main([*COMMAND, *options, "--epochs", "1", "--out", "run"]) == 0
+    assert f"layers: the 2 of highest {by}" in capsys.readouterr().out
+    score = ["score", "--model", "tiny_nets:teacher", "--data", "images.npz", "--quiet"]
+    assert main([*score, *options, "--out", "scores"]) == 0
+    ours, theirs = (LayerScores.load(here / name / "scores.npz") for name in ("run", "scores"))
+    assert ours.to_frame().equals(theirs.to_frame()) and ours.settings == theirs.settings
+    assert summary_of(here / "run")["layers"] == summary_of(here / "scores")["selected"]
+    again = ["distill", "--config", "run/config.toml", "--out", "run", "--resume"]
+    assert main(again) == 0  # the same options
+
+
+def test_scores_of_a_file_are_in_place_of_scoring(here, monkeypatch, capsys):
+    score = ["score", "--model", "tiny_nets:teacher", "--data", "images.npz", "--quiet"]
+    assert main([*score, "--measures", "two_nn", "knowledge_quality", "--out", "scores"]) == 0
+    refuse = wraps(score_layers)(lambda *data, **options: pytest.fail("scored again"))
+    monkeypatch.setattr("geomkd.cli.distill.score_layers", refuse)
+    options = ["--scores", "scores/scores.npz", "--by", "two_nn", "--k", "2", "--epochs", "1"]
+    assert main([*COMMAND, *options, "--out", "run"]) == 0
+    scores = LayerScores.load(here / "scores" / "scores.npz")
+    assert summary_of(here / "run")["layers"] == scores.select(2, by="two_nn")
+    assert summary_of(here / "run")["scores"] == scores.settings
+    (here / "scores" / "scores.npz").unlink()  # the run has them
+    assert main([*COMMAND, *options, "--out", "run", "--resume"]) == 0
+    capsys.readouterr()
+    assert main([*COMMAND, *options[2:], "--out", "other", "--scores", "run/scores.npz"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (["--scores", "nowhere.npz"], "nowhere.npz"),
+        (["--scores", "images.npz"], "images.npz does not hold geomkd.LayerScores"),
+        (["--scores", "s.npz", "--by", "two_nn"], "--by must be one of separation, information, "),
+        (["--scores", "s.npz", "--samples", "9"], "--scores are there already: --samples would"),
+        (["--scores", "s.npz", "--pool", "mean"], "--scores are there already: --pool would say"),
+        (["--scores", "s.npz", "--layers", "even"], "--scores is about scoring, which --layers"),
+        (
+            ["--by", "two_nn"],
+            "--by must be one of separation, information, efficiency, quality, lo",
+        ),
+        (["--by", "quality", "--layers", "last"], "--by is about scoring, which --layers auto al"),
+        (["--measures", "none"], "measures must be among"),
+        (
+            ["--scores", "s.npz", "--teacher", "tiny_nets:student"],
+            "s.npz has scores of another network: layer 'block3': the model has no module 'block3'",
+        ),
+        (
+            ["--scores", "s.npz", "--teacher", "tiny_nets:wide"],
+            "layer 'relu' is (16, 8, 8) in the teacher, (8, 8, 8) there",
+        ),
+    ],
+)
+def test_scores_that_are_not_the_teachers(here, scores_file, capsys, options, text):
+    assert main([*COMMAND, "--k", "1", *options]) == 2
+    error = capsys.readouterr().err
+    assert text in error and error.startswith("geomkd distill: ") and error.count("\n") == 1
+    assert not list(here.glob("geomkd-distill*"))
+
+
+@pytest.fixture
+def scores_file(here):
+    """Scores of the teacher, and a network whose layers have the same names and other shapes."""
+    with open("tiny_nets.py", "a") as file:
+        file.write(
+            "\ndef wide():\n"
+            "    return residual_network(widths=(16, 16, 16), blocks=2, seed=0, channels=3)\n"
+        )
+    from tiny_nets import teacher
+
+    rng, y = np.random.default_rng(0), torch.arange(40) % 4
+    x = torch.from_numpy(rng.random((40, 3, 8, 8), dtype=np.float32))
+    score_layers(teacher(), (x, y), subsamples=0, progress=False).save("s.npz")
 
 
 def test_layers_by_the_papers_sampling(here):
@@ -116,8 +201,9 @@ def test_a_folder_that_is_there_needs_resume(here, capsys):
     assert main([*options, "--resume", "--memory", "1GB"]) == 0  # finished: its result again
     after = [(here / "run" / name).read_bytes() for name in ("student.pt", "history.csv")]
     assert after == before
-    for name, there, given in (("lr", "0.0075", "0.5"), ("samples", "5000", "10")):
+    for name, there, given in (("lr", "0.0075", "0.5"), ("batch-size", "16", "10")):
         assert main([*options, "--resume", f"--{name}", given]) == 2
+        name = name.replace("-", "_")
         text = f"config.toml belongs to another run: {name} is {there} there and {given} here"
         assert text in capsys.readouterr().err
 
@@ -144,7 +230,7 @@ def test_logits_and_cached_features(here):
         (["--epochs", "0"], "epochs must be at least 1; got 0"),
         (["--resume"], "--resume needs --out"),
         (["--config", "nowhere.toml"], "nowhere.toml"),
-        (["--teacher", "nowhere"], "--teacher must be torchvision:NAME or package.module:factory"),
+        (["--teacher", "nowhere"], "--teacher must be torchvision:NAME, timm:NAME, hf:"),
         (["--val-data", "nowhere.npz"], "nowhere.npz"),
         (["--image-size", "4"], "--image-size is for folders of images"),
         (["--layers", "last", "--k", "1", "--device", "nowhere"], "device string: nowhere"),

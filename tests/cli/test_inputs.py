@@ -7,13 +7,8 @@ import torchvision
 from torch.utils.data import TensorDataset
 from torchvision.models import resnet18, squeezenet1_1
 
-from geomkd.cli.inputs import (
-    Transformed,
-    check_takes_images,
-    load_data,
-    load_inputs,
-    load_model,
-)
+from geomkd.cli.inputs import Transformed, check_takes_images, load_data, load_inputs
+from geomkd.cli.models import load_model
 from geomkd.cli.parser import parsed
 
 
@@ -75,8 +70,11 @@ def test_a_factory_in_the_current_folder(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "text"),
     [
-        ("resnet18", "must be torchvision:NAME or package.module:factory; got 'resnet18'"),
-        ("torchvision:resnet99", "no model 'resnet99'; names that begin alike: .*resnet101"),
+        (
+            "resnet18",
+            "must be torchvision:NAME, timm:NAME, hf:NAME_OR_FOLDER or package.*; got 'resnet18'",
+        ),
+        ("torchvision:resnet99", "torchvision has no model 'resnet99'; close matches: resnet"),
         ("no_such_package:make", "cannot be found: No module named 'no_such_package'"),
     ],
 )

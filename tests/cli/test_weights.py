@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 from torch import nn
 from torchvision import models
 
-from geomkd.cli.inputs import load_model
 from geomkd.cli.main import main
+from geomkd.cli.models import load_model
 from geomkd.cli.parser import parsed
 from geomkd.cli.weights import fitted, read_state_dict
 

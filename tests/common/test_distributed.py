@@ -22,6 +22,7 @@ def test_one_process_has_itself_alone():
     assert world() == World(0, 1) and world().is_first
     assert gathered(value) == [value]
     assert summed(tensor) is tensor
+    assert agreed(lambda: value) is agreed(lambda: value, first_only=True) is value
     assert not dist.is_initialized()
 
 

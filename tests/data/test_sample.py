@@ -535,7 +535,7 @@ NO_PAIR = r"data must be a pair \(inputs, labels\) of tensors; got \({}\)"
     ("data", "error", "text"),
     [
         (X, TypeError, NO_DATA.format("Tensor")),
-        ({"x": X, "y": Y}, TypeError, NO_DATA.format("dict")),
+        ({"x": X, "y": Y}, ValueError, r"label_key must be one of .*\['x', 'y'\]; got None"),
         ("data", TypeError, NO_DATA.format("str")),
         (5, TypeError, NO_DATA.format("int")),
         ((X, Y.tolist()), TypeError, NO_PAIR.format("Tensor, list")),
@@ -549,7 +549,7 @@ NO_PAIR = r"data must be a pair \(inputs, labels\) of tensors; got \({}\)"
         ((X, Y.float()), TypeError, "1-d labels must be integers; got float32"),
         (Subset(Items(), []), ValueError, "the data set is empty"),
         (iter([]), ValueError, "the data holds no batch"),
-        ([(X[0], 0)], ValueError, r"must give batches; got one sample \(use a DataLoader\)"),
+        (iter([(X[0], 0)]), ValueError, r"must give batches; got one sample \(use a DataLoader\)"),
         (Stream(), ValueError, r"must give batches; got one sample \(use a DataLoader\)"),
         ([X, X, Y], TypeError, NO_PAIR.format("Tensor, Tensor, Tensor")),
         (iter([X]), TypeError, r"a batch must be \(inputs, labels\) or a mapping; got Tensor"),

@@ -27,6 +27,7 @@ from geomkd.data.sources import (
     Stream,
     Tensors,
     can_be_read_again,
+    collated,
     inputs_of,
     item_of,
     labels_kept_by,
@@ -116,7 +117,7 @@ def test_a_loader_lends_its_workers_and_its_collate_function():
     assert loader.batch_size == 5 and loader.generator.initial_seed() == 3
     plain = source_of(LOADER.dataset).loader(3)
     assert (plain.num_workers, plain.worker_init_fn) == (0, None)
-    assert plain.collate_fn is default_collate
+    assert plain.collate_fn is collated
 
 
 def test_inputs_alone_where_labels_do_not_matter():

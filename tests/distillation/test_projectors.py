@@ -178,8 +178,8 @@ def test_tokens_without_a_square_grid(kind, teacher, n_tokens):
 def test_other_kinds_are_refused_with_the_pair(kind):
     volume, flat = layer("other", 2, 3, 4, 4, name="conv"), layer("vector", 3, name="fc")
     text = (
-        r"^pair \('fc', 'conv'\): layer 'conv' must give maps, tokens or vectors; got 'other' "
-        r"features of shape \(2, 3, 4, 4\) a sample$"
+        r"^pair \('fc', 'conv'\): layer 'conv' must give maps, tokens, sequences or vectors; got "
+        r"'other' features of shape \(2, 3, 4, 4\) a sample$"
     )
     with pytest.raises(ValueError, match=text):
         make_projector(kind, meeting_of([(flat, volume)], features=[torch.zeros(2, 3)]), 0, 0)

@@ -8,6 +8,7 @@ import torch
 from formulas import (
     PAIRS,
     attention,
+    distances,
     huber,
     kd,
     layer,
@@ -16,6 +17,7 @@ from formulas import (
     mse,
     on_one_grid,
     projected,
+    triples,
     unit_rows,
     weights_of,
     worked,
@@ -168,18 +170,6 @@ def test_similarity_worked_by_hand():
 # ---- relational ----
 
 
-def distances(x):
-    d = np.sqrt(((x[:, None] - x[None]) ** 2).sum(axis=2))
-    return d / d[d > 0].mean()
-
-
-def triples(x):
-    n = range(len(x))
-    edges = [[x[j] - x[i] for j in n] for i in n]
-    edges = [[e / max(np.sqrt(e @ e), 1e-12) for e in row] for row in edges]
-    return np.array([[[edges[i][j] @ edges[i][k] for k in n] for j in n] for i in n])
-
-
 @pytest.mark.parametrize(
     ("options", "weights"),
     [({}, (25, 50)), ({"distance_weight": 2.0, "angle_weight": 3.0}, (2, 3))],
@@ -329,7 +319,9 @@ def test_objectives_of_maps_refuse_tokens(objective, side):
 @pytest.mark.parametrize("objective", [FitNet(), Relational(), FeatureKD(), SemCKD()])
 def test_features_without_channels_are_refused(objective):
     pair = layer("other", 2, 3, 4, 4, name="video"), maps(4, 3)
-    with pytest.raises(ValueError, match=r"layer 'video' must give maps, tokens or vectors; got"):
+    with pytest.raises(
+        ValueError, match=r"layer 'video' must give maps, tokens, sequences or vectors; got"
+    ):
         objective.make_projectors(meeting_of([pair]))
 
 

@@ -120,7 +120,7 @@ def test_between_sq():
     gram, x, y = gram_of(x.astype(np.float64), y)
     mean = x.mean(axis=0)
     expected = sum((y == a).sum() * ((x[y == a].mean(axis=0) - mean) ** 2).sum() for a in range(4))
-    assert gram.between_sq().item() == pytest.approx(expected, rel=1e-12)
+    assert gram.between_sq.item() == pytest.approx(expected, rel=1e-12)
 
 
 def test_walk_shows_every_row_to_every_reader():

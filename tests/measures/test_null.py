@@ -146,6 +146,14 @@ def test_null_of_a_measure(measure):
 
 
 @every
+def test_warning_of_too_few_permutations_names_the_callers_file(measure):
+    x, y = clusters(90, 12, 3, sep=0.8)
+    with pytest.warns(UserWarning, match="^null_95 is NaN") as seen:
+        measure(x, torch.from_numpy(y), null=1)
+    assert [w.filename for w in seen] == [__file__]
+
+
+@every
 def test_null_is_the_score_of_permuted_labels(measure):
     """With rows sorted by class, so that permuting inside is permuting the labels given."""
     x, y = clusters(60, 8, 3)

@@ -35,8 +35,8 @@ def test_width_and_type_are_known_before_the_features(pool, dtype):
     layers = describe_layers(model, ["0", "1", "2"], x)
     assert [layer.kind for layer in layers] == ["map", "tokens", "vector"]
     for layer in layers:
-        if pool == "cls" and layer.kind == "map":
-            with pytest.raises(ValueError, match="layer '0': pool='cls' does not fit"):
+        if pool in ("cls", "last") and layer.kind == "map":
+            with pytest.raises(ValueError, match=f"layer '0': pool='{pool}' does not fit"):
                 Stored.of(layer, pool)
             continue
         features = features_of(model, x, [layer.name])[layer.name]

@@ -88,7 +88,10 @@ def test_hugging_face_model_with_mapping_batches():
     scores = score(model, DataLoader(items, batch_size=7))
     names = list(rows_of(scores).index)
     assert names[:2] == ["bert.encoder.layer.0", "bert.encoder.layer.1"]
-    assert_as_measured(scores, by_hand(model, inputs, names), Y)
+    features = by_hand(model, inputs, names)
+    for name in names[:2]:
+        features[name] = features[name][:, :5]
+    assert_as_measured(scores, features, Y)
     unmasked = score(model, DataLoader(items, batch_size=7), input_key="input_ids")
     assert not np.allclose(rows_of(unmasked)["quality"], rows_of(scores)["quality"], rtol=1e-4)
 

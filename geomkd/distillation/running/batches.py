@@ -13,6 +13,7 @@ from geomkd.common.checks import about, check_int
 from geomkd.common.randomness import HostDraws, seed_of
 from geomkd.data.sources import Items, Tensors, source_of, split, to_device
 from geomkd.distillation.running.order import Order
+from geomkd.network.forward import first_tensor
 
 EXAMPLES = 4  # samples of the batch that tells shapes before training
 SPREAD = 512  # samples that principal components are fitted on
@@ -75,8 +76,8 @@ class Batches:
         self.n_classes: int | None = None
         with about(name):
             self.source = source_of(data, self.keys, streams=False, soft=True)
-            if isinstance(self.source, Tensors) and self.source.inputs.ndim < 2:
-                shape = tuple(self.source.inputs.shape)
+            if isinstance(self.source, Tensors) and first_tensor(self.source.inputs).ndim < 2:
+                shape = tuple(first_tensor(self.source.inputs).shape)
                 raise ValueError(f"inputs must be (n, ...), at least 2-d; got {shape}")
         self.order = order(self.source.total)
         check_int(self.source.total, f"number of samples in {name}", least=self.order.least)
@@ -138,7 +139,7 @@ class Batches:
                 self.of([low, high])  # what the items give counts, and is checked here
 
     def _at(self, index: list[int]) -> tuple[Any, Tensor]:
-        return to_device((self.source.inputs[index], self.source.targets[index]), self.device)
+        return to_device((self.source.at(index), self.source.targets[index]), self.device)
 
     def _checked(self, batch: Any) -> tuple[Any, Tensor]:
         with about(self.name):

@@ -50,17 +50,18 @@ def data_fingerprint(batches: Batches) -> str:
     while isinstance(dataset, Subset):
         rows.append(torch.as_tensor([int(i) for i in dataset.indices]))
         dataset = dataset.dataset
-    return _digest(name, source.total, source.known_labels(), _probes(batches, 0), *rows)
+    return _digest(name, source.total, source.known_labels(), probes(batches, 0), *rows)
 
 
 def draws_at_random(batches: Batches) -> bool:
     """Whether a data set's items, of those compared, change with what random generators give."""
     if isinstance(batches.source, Tensors):
         return False
-    return _digest(_probes(batches, 0)) != _digest(_probes(batches, 1))
+    return _digest(probes(batches, 0)) != _digest(probes(batches, 1))
 
 
-def _probes(batches: Batches, epoch: int) -> list[Any]:
+def probes(batches: Batches, epoch: int = 0) -> list[Any]:
+    """Read some of the items, a batch each."""
     n = batches.order.total
     places = torch.linspace(0, n - 1, min(PROBES, n)).long().tolist()
     return [batches.of([i], epoch=epoch) for i in places]

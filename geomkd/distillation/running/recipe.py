@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.optim import AdamW, Optimizer
-from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
+from torch.optim.lr_scheduler import LRScheduler, OneCycleLR, ReduceLROnPlateau
 
 from geomkd.common.checks import check_choice, check_int, check_number
 from geomkd.common.distributed import world
@@ -20,6 +21,7 @@ from geomkd.network.forward import unwrap
 
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 WARM_UP = 0.3  # share of the steps in which the rate rises
+ADAMW = (0.0075, 0.01)  # its lr and weight_decay, if none are given
 
 
 @dataclass(frozen=True)
@@ -36,10 +38,17 @@ class Recipe:
     head_clip_norm: float | None
     seed: int
     precision: str
+    optimizer: Callable[[list[nn.Parameter]], Optimizer] | None = None
+    schedule: Callable[[Optimizer, int], LRScheduler] | None = None
 
     def __post_init__(self) -> None:
         for name, least in {"epochs": 1, "batch_size": 1, "accumulate": 1, "seed": 0}.items():
             check_int(getattr(self, name), name, least=least)
+        for name in ("optimizer", "schedule"):
+            if not (callable(value := getattr(self, name)) or value is None):
+                raise TypeError(f"{name} must be callable; got {type(value).__name__}")
+        if self.optimizer and (self.lr, self.weight_decay) != ADAMW:
+            raise ValueError("lr and weight_decay are AdamW's: leave them out beside optimizer=")
         check_number(self.lr, "lr", above=0)
         check_number(self.weight_decay, "weight_decay", least=0)
         for name in ("clip_norm", "head_clip_norm"):
@@ -106,24 +115,37 @@ class Recipe:
     def optimisers(
         self, student: nn.Module, groups: list[list[nn.Parameter]], steps: int
     ) -> tuple[list[Optimizer], list[LRScheduler]]:
-        """One AdamW and one one-cycle schedule of so many steps a group, `Networks.groups`.
+        """One optimiser and one schedule a group, `Networks.groups`, for so many steps an epoch.
 
         Apart, so that under fp16 a gradient of the logits that overflows does not make the backbone
         skip its step.
         """
-        factors = self._factors(student)
-        optimisers, schedules = [], []
-        for group in groups:
-            by_rate: dict[float, list[nn.Parameter]] = {}
-            for parameter in group:
-                rate = self.lr * factors.get(id(parameter), 1.0)
-                by_rate.setdefault(rate, []).append(parameter)
-            parts = [{"params": part, "lr": rate} for rate, part in by_rate.items()]
-            optimisers.append(AdamW(parts, lr=self.lr, weight_decay=self.weight_decay))
-            schedules.append(
-                OneCycleLR(optimisers[-1], list(by_rate), total_steps=steps, pct_start=WARM_UP)
-            )
+        factors, optimisers, schedules = self._factors(student), [], []
+        make = self.optimizer or partial(AdamW, lr=self.lr, weight_decay=self.weight_decay)
+        for parameters in groups:
+            optimisers.append(optimiser := make(list(parameters)))
+            parts = getattr(optimiser, "param_groups", ())
+            if {id(p) for part in parts for p in part["params"]} != set(map(id, parameters)):
+                what = "an Optimizer of all the parameters that it is given, and of no others"
+                raise ValueError(f"optimizer= must return {what}; got {optimiser!r}")
+            split = defaultdict(list)
+            for i, p in ((i, p) for i, part in enumerate(parts) for p in part["params"]):
+                split[i, factors.get(id(p), 1.0)].append(p)
+            parts[:] = [
+                parts[i] | {"params": own, "lr": parts[i]["lr"] * factor}
+                for (i, factor), own in split.items()
+            ]
+            schedules.append(schedule := (self.schedule or self._one_cycle)(optimiser, steps))
+            of_another = getattr(schedule, "optimizer", None) is not optimiser
+            if of_another or isinstance(schedule, ReduceLROnPlateau):
+                what = "an LRScheduler of the optimizer it is given that needs no metric"
+                raise TypeError(f"schedule= must return {what}; got {type(schedule).__name__}")
         return optimisers, schedules
+
+    def _one_cycle(self, optimiser: Optimizer, steps: int) -> LRScheduler:
+        rates = [group["lr"] for group in optimiser.param_groups]
+        options = {"total_steps": self.epochs * steps, "pct_start": WARM_UP}
+        return OneCycleLR(optimiser, rates, cycle_momentum=self.optimizer is None, **options)
 
     def _factors(self, student: nn.Module) -> dict[int, float]:
         if not self.lr_scale:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -111,22 +111,27 @@ def restore(run: Run, at: Progress, state: Mapping[str, Any]) -> None:
         module.set_rng_state(saved)
 
 
-def config_of(
-    networks: Networks, train: Batches, recipe: Recipe, **more: Any
-) -> dict[str, str | int | float | bool | None]:
+def config_of(run: Run) -> dict[str, str | int | float | bool | None]:
     """Describe what two runs must share for one to go on from the other's checkpoint."""
-    objective = repr(networks.objective)
-    if " at 0x" in objective:  # of no use in another process
-        objective = networks.objective.name
-    numbers = asdict(recipe)
-    numbers["lr_scale"] = repr(recipe.lr_scale)
+    networks, recipe = run.networks, run.recipe
+    numbers = vars(recipe) | {"lr_scale": repr(recipe.lr_scale)}
+    for name, made in (("optimizer", run.optimisers), ("schedule", run.schedules)):
+        if numbers.pop(name) is not None:
+            kind, states = type(made[0]).__name__, [each.state_dict() for each in made]
+            numbers[name] = _plain(f"{kind} {[s.get('param_groups', s) for s in states]}", kind)
     return {
-        "objective": objective,
+        "objective": _plain(repr(networks.objective), networks.objective.name),
         "pairs": repr(networks.pairs),
         **numbers,
-        **more,
+        "augment": run.augment is not None,
+        "cached": run.ask_teacher.stored,
         "processes": world().size,
         "student": shapes_fingerprint(networks.student),
         "teacher": networks.teacher and weights_fingerprint(networks.teacher),
-        "train": data_fingerprint(train),
+        "train": data_fingerprint(run.train),
     }
+
+
+def _plain(text: str, name: str) -> str:
+    """Return a text, or the name where it holds an address, of no use in another process."""
+    return name if " at 0x" in text else text

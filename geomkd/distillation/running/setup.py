@@ -18,17 +18,18 @@ from geomkd.distillation.rivals import OBJECTIVES
 from geomkd.distillation.teacher_head import WithTeacherHead
 from geomkd.network.forward import (
     Forward,
-    call,
     check_loaded,
     evaluating,
     first_tensor,
     frozen_modules,
     modules_by_name,
     tensors_in,
+    tried,
     unwrap,
 )
 from geomkd.network.hooks import features_of, has_layer
 from geomkd.network.layers import Layer, describe_layers
+from geomkd.network.masks import one_by_one, token_mask, warn_of_padding
 
 Pairs = list[tuple[str, str]]
 ATTRIBUTES = ("name", "uses_features", "uses_teacher_logits", "detaches_head")
@@ -42,6 +43,7 @@ class Networks:
     teacher: nn.Module | None  # None where the objective needs none
     objective: Any
     pairs: Pairs  # teacher layer and student layer; none where the objective uses no features
+    layers: list[tuple[Layer, Layer]]  # those pairs, described
     student_layers: list[str]  # whose features the objective sees, one a pair
     projectors: nn.Module  # what the objective trains beside the student
     cut: str | None  # student layer behind which the head trains on detached features
@@ -99,11 +101,11 @@ def join(
         ours = _described(student, "student", student_layers, example, forward)
         n_classes, n_heads = _logits(student, "student", example, forward)
     split = split_student(student, example, ours, cut_head=objective.detaches_head, forward=forward)
-    projectors = nn.ModuleList()
+    projectors, inputs = nn.ModuleList(), samples or (lambda: [example])
+    met = list(zip(theirs, ours, strict=True))
+    warn_of_padding(student, ours + theirs, example, (x for x in inputs()), stacklevel=3)
     if pairs:
-        names, inputs = [name for name, _ in pairs], samples or (lambda: [example])
-        met = list(zip(theirs, ours, strict=True))
-        meeting = Meeting(met, batch_size, generator, _asked_once(teacher, names, inputs, forward))
+        meeting = Meeting(met, batch_size, generator, _asked_once(teacher, theirs, inputs, forward))
         first = split.backbone[0]
         at_least = torch.promote_types(first.dtype, torch.float32)
         projectors = projectors_of(objective, meeting).to(first.device, at_least)
@@ -114,6 +116,7 @@ def join(
         teacher,
         objective,
         pairs,
+        met,
         student_layers,
         projectors,
         split.cut,
@@ -209,15 +212,18 @@ def _checked_teacher(
 
 
 def _asked_once(
-    teacher: nn.Module, names: list[str], samples: Callable[[], Any], forward: Forward | None
+    teacher: nn.Module, layers: list[Layer], samples: Callable[[], Any], forward: Forward | None
 ) -> Callable[[], list[Tensor]]:
     """Return what gives the features of samples, and computes them when it is first asked."""
 
     @cache
     def features() -> list[Tensor]:
+        parts, names = [], [layer.name for layer in layers]
         with evaluating(teacher):
-            each = [features_of(teacher, x, names, forward=forward) for x in samples()]
-        return [torch.cat([found[name] for found in each]) for name in names]
+            for x in samples():
+                found, mask = features_of(teacher, x, names, forward=forward), token_mask(x)
+                parts.append([one_by_one(found[layer.name], layer, mask) for layer in layers])
+        return [torch.cat(part) for part in zip(*parts, strict=True)]
 
     return features
 
@@ -231,7 +237,7 @@ def n_alike(output: Any) -> int:
 def _logits(model: nn.Module, name: str, example: Any, forward: Forward | None) -> tuple[int, int]:
     """Width of a model's logits, and how many tensors of such it returns."""
     with evaluating(model):
-        output = call(model, example, forward)
+        output = tried(model, example, forward)
     logits = first_tensor(output)
     if logits.ndim != 2 or not logits.is_floating_point():
         raise ValueError(

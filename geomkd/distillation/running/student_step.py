@@ -16,6 +16,7 @@ from geomkd.distillation.losses import at_least_float32
 from geomkd.distillation.objectives import StepTensors
 from geomkd.distillation.running.setup import Networks, n_alike
 from geomkd.network.forward import call, first_tensor, unwrap
+from geomkd.network.masks import without_padding
 
 
 class StudentStep(nn.Module):
@@ -36,6 +37,7 @@ class StudentStep(nn.Module):
         labels: Tensor,
         teacher_features: Sequence[Tensor],
         teacher_logits: Tensor | None,
+        mask: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
         """Loss, its named parts, and the student's logits."""
         networks = self.networks
@@ -47,14 +49,16 @@ class StudentStep(nn.Module):
                 f"the student returns {n} tensors of logits in training and {networks.n_heads} in "
                 "evaluation; only the first would be trained: give forward= that makes one of them"
             )
-        student_features = taken(self.features, networks.student_layers)
+        ours = zip(taken(self.features, networks.student_layers), networks.layers, strict=True)
+        theirs = zip(teacher_features, networks.layers, strict=True)
         step = StepTensors(
             labels,
             at_least_float32(logits),
             teacher_logits,
-            [at_least_float32(x) for x in student_features],
-            [at_least_float32(x) for x in teacher_features],
+            [without_padding(at_least_float32(x), layer, mask) for x, (_, layer) in ours],
+            [without_padding(at_least_float32(x), layer, mask) for x, (layer, _) in theirs],
             self.projectors,
+            mask,
         )
         loss, parts = networks.objective(step)
         return loss, parts, logits

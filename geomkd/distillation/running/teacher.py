@@ -22,11 +22,13 @@ from geomkd.distillation.running.batches import Batches
 from geomkd.distillation.running.fingerprints import (
     data_fingerprint,
     draws_at_random,
+    probes,
     weights_fingerprint,
 )
 from geomkd.distillation.running.setup import Networks
 from geomkd.network.forward import call, evaluating, first_tensor
 from geomkd.network.hooks import capture, features_of
+from geomkd.network.kinds import on_line
 
 Answer = tuple[list[Tensor], Tensor | None]
 SHARD = 512  # samples of one file
@@ -73,7 +75,7 @@ class CachedTeacher:
     Raises
     ------
     ValueError
-        A data set whose transforms draw at random, or a damaged file.
+        A data set whose transforms draw at random, tokens of unequal samples, or a damaged file.
     """
 
     def __init__(
@@ -92,6 +94,12 @@ class CachedTeacher:
                 "at random"
             )
         networks = teacher.networks
+        lengths = {first_tensor(x).shape for x in probes(train)}
+        if len(lengths) > 1 and any(on_line(layer) for layer, _ in networks.layers):
+            raise ValueError(
+                "cache_dir= keeps tokens of samples of one length; got several: pad all to the "
+                "longest, not each batch to its own, or leave cache_dir= out"
+            )
         self.names = list(dict.fromkeys(networks.teacher_layers))
         self.order = [self.names.index(name) for name in networks.teacher_layers]
         self.has_logits = networks.objective.uses_teacher_logits

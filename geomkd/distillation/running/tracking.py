@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -74,6 +75,20 @@ class Means:
         """Go on from a state."""
         self.names, self.sums = list(state["names"]), list(state["sums"])
         self.n_samples, self.unread = state["n_samples"], None
+
+
+def warn_at_chance(accuracy: float, labels: Tensor | None, n_classes: int, n: int) -> None:
+    """Warn where an accuracy on n samples is not two standard errors above naming one label."""
+    chance = 1 / n_classes
+    if labels is not None:
+        labels = labels if labels.ndim == 1 else labels.argmax(dim=1)
+        chance = max(labels.unique(return_counts=True)[1].tolist()) / len(labels)
+    error = math.sqrt(chance * (1 - chance) / n)
+    if accuracy <= chance + 2 * error and world().is_first:
+        what = f"its training accuracy in the last epoch, {accuracy:.3f}, is not above chance"
+        by = f"{chance:.3f}, by more than two standard errors of {error:.3f}: train longer, or look"
+        message = f"the student's head has learned nothing: {what}, {by} at rate, inputs and labels"
+        warnings.warn(message, stacklevel=3)
 
 
 class Scalars:

@@ -1,0 +1,120 @@
+"""Padding and class tokens: which positions count, and when that cannot be told."""
+
+from __future__ import annotations
+
+import copy
+import math
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from geomkd.network.forward import Forward, tensors_in, unwrap
+from geomkd.network.hooks import features_of
+from geomkd.network.kinds import on_line, positions_first
+
+MASKS = {"attention_mask": True, "src_key_padding_mask": False}  # whether it is 0 at padding
+CLASS_TOKENS = {"cls_token", "class_token", "class_embedding"}  # as libraries name the parameter
+PREFIX_TOKENS = (0, 1, 2, 5)  # none, a class token, with a distillation token, with four registers
+
+
+def token_mask(inputs: Any) -> Tensor | None:
+    """Tell which positions of a batch hold tokens, (B, T), by the mask in a mapping; else None.
+
+    ``attention_mask`` is 0 at padding, as Hugging Face's models take it in any type (or at tokens,
+    if it is below 0 elsewhere), and ``src_key_padding_mask`` at tokens, as torch's take it.
+    """
+    for key, of_tokens in MASKS.items():
+        mask = inputs.get(key) if isinstance(inputs, Mapping) else None
+        if isinstance(mask, Tensor) and mask.ndim == 2:
+            of_tokens &= not (mask.is_floating_point() and bool((mask < 0).any()))
+            return mask != 0 if of_tokens else mask == 0
+    return None
+
+
+def mask_of(layer: Any, mask: Tensor | None, x: Tensor) -> Tensor | None:
+    """Return the mask, where the positions of a layer's features are those that it speaks of."""
+    if mask is None or layer.place != "input":
+        return None
+    if positions_first(x, layer.kind).shape[:2] != mask.shape:
+        raise ValueError(f"expected positions as in the mask, {tuple(mask.shape)}; got {x.shape}")
+    return mask
+
+
+def without_padding(x: Tensor, layer: Any, mask: Tensor | None) -> Tensor:
+    """Features with zeros at padded positions."""
+    real = mask_of(layer, mask, x)
+    return x if real is None else x.masked_fill(~positions_first(real[..., None], layer.kind), 0)
+
+
+def one_by_one(x: Tensor, layer: Any, mask: Tensor | None) -> Tensor:
+    """Features with each token as a sample of its own, and none of the padding."""
+    real, kind = mask_of(layer, mask, x), layer.kind
+    return x if real is None else positions_first(positions_first(x, kind)[real][:, None], kind)
+
+
+def prefix_of(n_tokens: int) -> int | None:
+    """Count the tokens in front of the square grid that the others form, if they form one."""
+    rests = {prefix: n_tokens - prefix for prefix in PREFIX_TOKENS if n_tokens > prefix}
+    return next((prefix for prefix, rest in rests.items() if math.isqrt(rest) ** 2 == rest), None)
+
+
+def warn_of_padding(
+    model: nn.Module, layers: Sequence[Any], example: Any, more: Iterable[Any], stacklevel: int
+) -> Tensor | None:
+    """Warn of padding that counts, as nothing tells it from tokens; return the example's mask.
+
+    A layer has other positions than the mask; or there is no mask, and in ``more`` integer inputs
+    the model's ``config.pad_token_id`` is at the ends of samples, and nowhere else.
+    """
+    mask, told = token_mask(example), None
+    apart = [layer.name for layer in layers if on_line(layer) and layer.place != "input"]
+    pad = getattr(getattr(unwrap(model), "config", None), "pad_token_id", None)
+    if mask is not None and apart and not mask.all():
+        told = f"layers {apart} have other positions than the {mask.shape[1]} of the mask"
+    elif mask is None and pad is not None and _ids(example) is not None:
+        turns = ((_ids(x) != pad).int().diff(dim=1).abs().sum(dim=1).max() for x in more)
+        if any(most == 1 for most in turns):
+            told = f"inputs end in padding (id {pad}) and no attention_mask (B, T) is with them"
+    if told:
+        warnings.warn(f"{told}: padded positions count as tokens", stacklevel=stacklevel + 1)
+    return mask
+
+
+def check_class_token(
+    model: nn.Module, layers: Sequence[Any], inputs: Any, forward: Forward | None
+) -> None:
+    """Refuse tokens the first of which is no class token, as far as a model shows it.
+
+    Of tokens that stand for integer inputs one by one: the first is the same with all inputs set to
+    the first, so it sees no other (decoders, causal and recurrent models); what a tokenizer put
+    there is not known. Else: their number is a square grid with none in front (mixers, hierarchical
+    models); or it is not 1, 2 or 5 more than one, of an image, and no parameter is named
+    ``cls_token``, ``class_token`` or ``class_embedding``.
+    """
+    own = {name.rpartition(".")[2] for name, _ in unwrap(model).named_parameters()}
+    for layer in (layer for layer in layers if layer.kind == "tokens"):
+        n_tokens, mask, prefix = layer.shape[0], token_mask(inputs), prefix_of(layer.shape[0])
+        wrong = prefix == 0 or not (own & CLASS_TOKENS or (prefix and layer.place == "grid"))
+        if layer.place == "input":
+            other, shape = copy.deepcopy(inputs), (len(next(tensors_in(inputs))), n_tokens)
+            first = (torch.zeros(shape) if mask is None else mask.int().cpu()).argmax(dim=1)
+            at = torch.arange(shape[0]), first
+            for x in (x for x in tensors_in(other) if x.shape[:2] == shape):
+                x.copy_(x[at].unsqueeze(1).expand_as(x))
+            if isinstance(other, dict):
+                other |= {key: inputs[key] for key in MASKS if key in inputs}
+            found = [features_of(model, x, [layer.name], forward=forward) for x in (inputs, other)]
+            ours, theirs = (features[layer.name][at].double() for features in found)
+            wrong = n_tokens > 1 and (ours - theirs).abs().max() <= 1e-6 * ours.abs().max()
+        if wrong:
+            raise ValueError(
+                f"layer {layer.name!r}: pool='cls' needs a class token in front, which sees others;"
+                f" got {n_tokens} tokens without one: pass pool='mean', 'max' or 'last'"
+            )
+
+
+def _ids(inputs: Any) -> Tensor | None:
+    return next((x for x in tensors_in(inputs) if x.ndim == 2 and not x.is_floating_point()), None)

@@ -1,0 +1,198 @@
+"""Scores of padded texts are those of each text run by itself."""
+
+import math
+import re
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from texts import CLASSES, bert, gpt, loader, padded, texts
+from torch.utils.data import DataLoader
+
+from geomkd import knowledge_quality, score_layers
+from geomkd.network.hooks import features_of
+from geomkd.scoring.similarity_matrix import similarity_matrix
+
+OF_BERT = ["bert.encoder.layer.0", "bert.encoder.layer.1"]
+OF_GPT = ["transformer.h.0", "transformer.h.1"]
+POOLED = {"mean": lambda x: x.mean(0), "max": lambda x: x.amax(0), "last": lambda x: x[-1]}
+POOLED["cls"] = lambda x: x[0]
+
+
+def of_each(model, items, names, pool):
+    """Every layer's pooled features, from texts that are run one by one without padding."""
+    found = {name: [] for name in names}
+    with torch.no_grad():
+        for item in items:
+            features = features_of(model.eval(), {"input_ids": item["ids"][None]}, names)
+            for name, x in features.items():
+                found[name].append(POOLED[pool](x[0]))
+    return {name: torch.stack(rows) for name, rows in found.items()}
+
+
+def quality(model, data, names, pool, **options):
+    options = {"subsamples": 0, "progress": False} | options
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="a class has fewer than 25 samples")
+        scores = score_layers(model, data, names, pool=pool, **options)
+    return scores.to_frame().set_index("layer")["quality"][names].tolist()
+
+
+def expected(model, items, names, pool):
+    labels = torch.arange(len(items)) % CLASSES
+    each = of_each(model, items, names, pool)
+    return pytest.approx([knowledge_quality(x, labels).quality for x in each.values()], abs=1e-4)
+
+
+@pytest.mark.parametrize("pool", ["mean", "max", "last", "cls"])
+@pytest.mark.parametrize("width", [None, 32, 64])
+def test_padding_to_any_width_is_none(pool, width):
+    model, items = bert(), texts()
+    found = quality(model, loader(items, width=width), OF_BERT, pool)
+    assert found == expected(model, items, OF_BERT, pool)
+
+
+@pytest.mark.parametrize("batch", [1, 7, 60])
+def test_batches_of_any_size(batch, monkeypatch):
+    monkeypatch.setattr("geomkd.scoring.plan.BATCH", batch)
+    model, items = bert(), texts()
+    assert quality(model, loader(items), OF_BERT, "mean") == expected(model, items, OF_BERT, "mean")
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("pool", ["mean", "last"])
+def test_decoders_padded_on_either_side(side, pool):
+    model, items = gpt(), texts()
+    with torch.no_grad():
+        model.transformer.wpe.weight.zero_()  # else places count from where the padding begins
+    found = quality(model, loader(items, width=30, side=side), OF_GPT, pool)
+    assert found == expected(model, items, OF_GPT, pool)
+
+
+def test_decoders_have_no_class_token():
+    text = "layer 'transformer.h.0': pool='cls' needs a class token in front, which sees others"
+    with pytest.raises(ValueError, match=text):
+        quality(gpt(), loader(texts()), OF_GPT, "cls")
+
+
+def test_iterables_keep_their_masks():
+    model, items = bert(), texts()
+    batches = [padded(items[i : i + 6]) for i in range(0, 60, 6)]
+    assert quality(model, iter(batches), OF_BERT, "mean") == expected(model, items, OF_BERT, "mean")
+
+
+def test_with_forward_the_mask_is_that_of_the_mapping():
+    model, items = bert(), texts()
+    options = {"forward": lambda model, batch: model.bert(**batch)}
+    names = ["bert.encoder.layer.1"]
+    found = quality(model, loader(items, width=40), names, "mean", **options)
+    assert found == expected(model, items, names, "mean")
+
+
+@pytest.mark.parametrize("pool", ["flatten", "published", None])
+def test_texts_of_unequal_length_are_not_flattened(pool):
+    text = (
+        f"layer 'bert.encoder.layer.0': pool={pool or 'flatten'!r} needs as many tokens in every "
+        "sample; got "
+    )
+    with pytest.raises(ValueError, match=re.escape(text)):
+        quality(bert(), loader(texts(), width=30), OF_BERT, pool)
+
+
+def test_texts_of_one_length_are_flattened_without_their_padding():
+    model, items = bert(), texts()
+    items = [{**item, "ids": item["ids"][:3]} for item in items]
+    labels = torch.arange(60) % CLASSES
+    x = torch.stack([item["ids"] for item in items])
+    with torch.no_grad():
+        features = features_of(model.eval(), {"input_ids": x}, OF_BERT)
+    wanted = [knowledge_quality(f.flatten(1), labels).quality for f in features.values()]
+    found = quality(model, loader(items, width=9), OF_BERT, "flatten")
+    assert found == pytest.approx(wanted, abs=1e-4)
+
+
+def test_similarities_of_padded_texts():
+    model, items = bert(), texts()
+    options = {"pool": "mean", "layers_a": OF_BERT, "batch_size": 60, "progress": False}
+    frame = similarity_matrix(model, None, loader(items, width=48), **options)
+    alone = of_each(model, items, OF_BERT, "mean")
+    direct = similarity_matrix(alone, progress=False)
+    np.testing.assert_allclose(frame, direct, atol=1e-5)
+
+
+# ---- padding that nothing tells ----
+
+
+def warned(data, model=None, names=OF_BERT):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        score_layers(model or bert(), data, names, pool="mean", subsamples=0, progress=False)
+    return [w for w in caught if "padded positions" in str(w.message)]
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_padding_without_a_mask_is_told_once(side):
+    (warning,) = warned(loader(texts(), width=30, side=side, mask=False))
+    assert str(warning.message) == (
+        "inputs end in padding (id 0) and no attention_mask (B, T) is with them: "
+        "padded positions count as tokens"
+    )
+    assert warning.filename == __file__
+    ids = padded(texts(), mask=False)
+    assert len(warned((ids["input_ids"], ids["labels"]))) == 1  # a pair of tensors too
+    with pytest.warns(UserWarning, match="inputs end in padding") as caught:
+        similarity_matrix(
+            bert(), None, loader(texts(), width=30, mask=False), layers_a=OF_BERT, pool="mean",
+            progress=False,
+        )  # fmt: skip
+    assert {w.filename for w in caught} == {__file__}
+
+
+def test_no_word_where_nothing_is_padded():
+    assert not warned(loader(texts(), width=30))
+    whole = [{**item, "ids": item["ids"][:3]} for item in texts()]
+    assert not warned(loader(whole, mask=False))
+    ids = torch.randint(4, (60, 8), generator=torch.Generator().manual_seed(0))
+    assert not warned((ids, torch.arange(60) % 3))  # id 0 is a word like others
+    model = bert()
+    model.config.pad_token_id = None
+    assert not warned(loader(texts(), width=30, mask=False), model)
+
+
+class Frames(torch.nn.Module):
+    """A signal with a mask of its samples, to frames of which there are fewer."""
+
+    def __init__(self):
+        super().__init__()
+        self.frames, self.act = torch.nn.Conv1d(1, 6, 4, 4), torch.nn.ReLU()
+        self.head = torch.nn.Linear(6, 3)
+
+    def forward(self, input_values, attention_mask):
+        return self.head(self.act(self.frames(input_values[:, None])).mean(2))
+
+
+def test_masks_of_other_positions_are_told():
+    x, mask = torch.randn(60, 32), torch.ones(60, 32, dtype=torch.long)
+    for _ in range(2):
+        items = [
+            {"input_values": x[i], "attention_mask": mask[i], "labels": i % 3} for i in range(60)
+        ]
+        found = [str(w.message) for w in warned(DataLoader(items), Frames(), ["act"])]
+        assert found == [] if mask.all() else [
+            "layers ['act'] have other positions than the 32 of the mask: padded positions count "
+            "as tokens"
+        ]  # fmt: skip
+        mask[::2, 20:] = 0
+
+
+def test_a_sequence_is_pooled_over_time():
+    layers = torch.nn.Conv1d(1, 5, 3), torch.nn.Tanh(), torch.nn.Flatten(), torch.nn.Linear(90, 3)
+    model = torch.nn.Sequential(*layers)
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(60, 1, 20, generator=generator), torch.arange(60) % 3
+    with torch.no_grad():
+        f = model[:2](x)
+    for pool, by_channel in (("mean", f.mean(2)), ("max", f.amax(2)), ("last", f[:, :, -1])):
+        (found,) = quality(model, (x, y), ["1"], pool)
+        assert math.isclose(found, knowledge_quality(by_channel, y).quality, rel_tol=1e-5)
