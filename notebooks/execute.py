@@ -34,7 +34,7 @@ def executed(script: Path, parameters: str | None = None) -> nbformat.NotebookNo
     environment = {name: value for name, value in os.environ.items() if name != "MPLBACKEND"}
     with tempfile.TemporaryDirectory() as folder:
         resources = {"metadata": {"path": folder}}
-        client = NotebookClient(notebook, timeout=600, record_timing=False, resources=resources)
+        client = NotebookClient(notebook, timeout=1800, record_timing=False, resources=resources)
         client.execute(env=environment)
     notebook.metadata = nbformat.from_dict(METADATA)
     for output in (output for cell in notebook.cells for output in cell.get("outputs", ())):
