@@ -135,17 +135,25 @@ def _is_chain(calls: list[Event], weighty: list[Event], flow: Dataflow) -> bool:
 def _repeated(
     units: list[Event], calls: list[Event], flow: Dataflow, modules: Mapping[str, nn.Module]
 ) -> list[Event]:
-    """Return the outermost calls of what a model has twice, heads side by side excepted."""
+    """Return the outermost calls of what a model has twice, or else has in a list of modules.
+
+    Not heads: classes whose calls, of which there are several, are all followed by nothing.
+    """
+    used = {
+        call
+        for call in units
+        if any(
+            flow.found_behind(later.begin.tensor, {call.tensor})
+            for later in calls
+            if later.begin.order > call.order
+        )
+    }
     times = Counter(type(module) for module in set(modules.values()))
-    repeated = _outermost([c for c in units if times[type(c.module)] > 1], [])
-
-    def is_used(call: Event) -> bool:
-        later = (c.begin.tensor for c in calls if c.begin.order > call.order)
-        return any(flow.found_behind(tensor, {call.tensor}) for tensor in later)
-
-    used = {kind: 0 for kind in times} | Counter(type(c.module) for c in repeated if is_used(c))
-    alone = Counter(type(c.module) for c in repeated)
-    return [c for c in repeated if used[type(c.module)] or alone[type(c.module)] < 2]
+    listed = {m for in_list in modules.values() if type(in_list) is nn.ModuleList for m in in_list}
+    found = _outermost([c for c in units if times[type(c.module)] > 1], [])
+    found = found or _outermost([c for c in units if c.module in listed and c in used], [])
+    kinds, going_on = Counter(type(c.module) for c in found), {type(c.module) for c in used}
+    return [c for c in found if type(c.module) in going_on or kinds[type(c.module)] < 2]
 
 
 def _head(outside: list[Event], body: list[Event], flow: Dataflow, scores: Event) -> Event | None:

@@ -121,7 +121,8 @@ def candidate_layers(
     own, that are a chain: each is made of the one before it and nothing beside, whatever may have
     changed the shape between them, and one at least keeps the shape; towers are chains side by
     side. What stands in a row of modules with them is a block too, what stands between two of them
-    a transition. Without a chain, the outermost modules whose class occurs twice are the blocks.
+    a transition. Without a chain, the outermost modules whose class occurs twice are the blocks,
+    or else those in a ``nn.ModuleList``.
 
     The head begins behind the last block or convolution, at the first ``nn.Linear`` that all goes
     through; of several heads at the first; with none, at a last convolution that has a channel a

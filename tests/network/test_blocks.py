@@ -104,6 +104,29 @@ def test_others_in_a_row_with_blocks():
     assert blocks_of(Branches(4), Unit(4), Unit(4), Branches(4), Around(4)) == ["0", "1", "2", "3"]
 
 
+def test_the_only_module_of_a_list_is_a_block():
+    """A network of one layer: its list says that there might be more."""
+
+    class Listed(nn.Module):
+        def __init__(self, head):
+            super().__init__()
+            self.layers, self.heads = nn.ModuleList([Unit(4)]), nn.ModuleList([head])
+
+        def forward(self, x):
+            return self.heads[0](self.layers[0](x))
+
+    class Head(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(4, 3)
+
+        def forward(self, x):
+            return self.fc(x.mean((2, 3)))
+
+    layers = [layer.name for layer in candidate_layers(Listed(Head()), X)]
+    assert layers == ["layers.0", "heads.0.fc.input"]
+
+
 def test_convolutional_head_is_not_offered():
     body = [Unit(4), Unit(4), nn.Dropout(), nn.Conv2d(4, 3, 1), nn.ReLU()]
     model = nn.Sequential(*body, nn.AdaptiveAvgPool2d(1), nn.Flatten())
