@@ -18,7 +18,8 @@
 # docstrings of six packages that are installed anyway; the task is to tell the package.
 
 # %% tags=["parameters"]
-train_texts, test_texts, epochs, seeds = 120, 40, 10, 3  # texts of each package
+train_texts, test_texts, most_tokens = 120, 40, 48  # texts of each package
+epochs, seeds = 10, 3
 
 # %%
 import ast
@@ -105,7 +106,7 @@ def encoded(texts):
     options = {
         "padding": "max_length",
         "truncation": True,
-        "max_length": 48,
+        "max_length": most_tokens,
         "return_tensors": "pt",
     }
     batch = tokenizer([text for own in texts for text in own], **options)

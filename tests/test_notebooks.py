@@ -18,7 +18,7 @@ SMALL = {
     "1_explore_a_teacher": "n_images, teacher_epochs, student_epochs = 300, 1, 1",
     "2_distil_from_a_ranking": "n_images, epochs, failing_step = 300, 2, 7",
     "3_read_the_geometry": "n_images, epochs, half_samples, null = 200, 1, 2, 0",
-    "4_a_text_encoder": "train_texts, test_texts, epochs, seeds = 25, 4, 1, 1",
+    "4_a_text_encoder": "train_texts, test_texts, most_tokens, epochs, seeds = 25, 4, 10, 1, 1",
     "5_signals": "teacher_epochs, epochs, seeds, utterances = 2, 1, 1, 3",
 }
 named = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
