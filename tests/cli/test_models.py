@@ -327,7 +327,10 @@ def test_score_and_distil_through_every_door(vit, images, tmp_path, capsys):
 def test_layers_are_listed_without_data(vit, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name, words in {
-        "hf:vit": ["vit.layers.2      block tokens 5 x 8   40        600", "4 layers, 3 of them blocks"],
+        "hf:vit": [
+            "vit.layers.2      block tokens 5 x 8   40        600",
+            "4 layers, 3 of them blocks",
+        ],
         "timm:test_resnet": ["layer4.0", "head_input vector"],
         "torchvision:resnet18 --granularity stages": ["layer1.1", "6 layers, 4 of them blocks"],
         "torchvision:vgg11 --layers features.1? --image-size 64": ["features.19", "256 x 8 x 8"],
