@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from narrow import CLASSES, Narrow
+from narrow import CLASSES, OneBlock
 from pandas import DataFrame
 from PIL import Image
 from processes import CONTEXT, ended, start
@@ -592,7 +592,7 @@ def arguments(folder, *more, out="out"):
 
 @pytest.mark.slow
 def test_run_from_the_command_line(tmp_path, narrow, capsys):
-    imagenet = Narrow(published.resnet.BasicBlock, [], num_classes=3).state_dict()
+    imagenet = OneBlock(published.resnet.BasicBlock, [], num_classes=3).state_dict()
     torch.save(imagenet, tmp_path / "resnet34.pth")
     more = ["--method", "features", "--layers", "auto", "--seeds", "2", "--validation"]
     more += ["--epochs", "2"]

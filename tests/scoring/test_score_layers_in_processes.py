@@ -19,8 +19,9 @@ import pandas as pd
 import pytest
 import torch
 from processes import ended, start
-from small import resnet2
+from small import seeded_model
 from torch import nn
+from torchvision.models.resnet import BasicBlock, ResNet
 
 from geomkd import LayerScores, score_layers
 from geomkd.common.distributed import world
@@ -41,7 +42,7 @@ def images():
 
 @functools.cache
 def network():
-    return resnet2(CLASSES)
+    return seeded_model(lambda: ResNet(BasicBlock, [2, 1, 1, 1], num_classes=CLASSES))
 
 
 def spoiled(path):
