@@ -101,7 +101,7 @@ def test_ctrl_c_is_130(monkeypatch, capsys):
 
 @pytest.fixture
 def short(monkeypatch):
-    few = Split(*(part[:200] for part in quickstart.digits()))
+    few = Split(*(part[:100] for part in quickstart.digits()))
     monkeypatch.setattr(quickstart, "digits", lambda seed: few)
     monkeypatch.setattr(quickstart, "TEACHER_EPOCHS", 1)
     monkeypatch.setattr(quickstart, "PER_CLASS", 4)
