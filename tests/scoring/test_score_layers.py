@@ -172,8 +172,8 @@ def test_layers_come_out_in_order_of_execution():
     assert list(frame["depth"]) == [0, 1, 2, 3, 4]
     assert list(frame["role"]) == ["named", "named", "named", "head_input", "head"]
     assert list(frame["kind"]) == ["map", "map", "map", "vector", "vector"]
-    assert list(frame["shape"])[1] == (128, 4, 4)
-    assert list(frame["dim"]) == [64 * 256, 128 * 16, 256 * 4, 512, 4]
+    assert list(frame["shape"])[1] == (16, 4, 4)
+    assert list(frame["dim"]) == [64 * 256, 16 * 16, 32 * 4, 64, 4]
     assert_as_measured(scores, by_hand(model, images(), names), Y)
 
 
@@ -235,7 +235,7 @@ def test_published_pool_of_a_large_map():
 
 
 def test_pool_that_does_not_fit_names_the_layer():
-    text = "layer 'layer1.0': pool='cls' does not fit features of kind 'map', (2, 64, 8, 8)"
+    text = "layer 'layer1.0': pool='cls' does not fit features of kind 'map', (2, 8, 8, 8)"
     with pytest.raises(ValueError, match=re.escape(text)):
         score(resnet18(), (images(), Y), layers=["layer1.0"], pool="cls")
 
