@@ -55,19 +55,21 @@ def timm(name, blocks, first, last, head, *, size=32, settings=None, **options):
     """A row of timm."""
 
     def build():
-        models = pytest.importorskip("timm", minversion="1.0")
+        models = pytest.importorskip("timm", minversion="1.0.22")
         model = models.create_model(name, num_classes=CLASSES, **(settings or {}))
         return model, torch.zeros(2, 3, size, size)
 
     return Architecture(f"timm-{name}", build, blocks, first, last, head, **options)
 
 
-def hugging(name, blocks, first, last, head, example, config, **options):
+RENAMED = "5.23"  # in 5.0 the modules of these have other names
+
+
+def hugging(name, blocks, first, last, head, example, config, since="5.0", **options):
     """A row of transformers, whose models look at values: small ones, on the CPU."""
 
     def build():
-        # In version 5 the vision models' modules have new names.
-        models = pytest.importorskip("transformers", minversion="5.0")
+        models = pytest.importorskip("transformers", minversion=since)
         kind = getattr(models, name)
         return kind(kind.config_class(**config)), example
 
@@ -293,9 +295,9 @@ TRANSFORMERS = [
             {**TEXT, **IMAGES}, {"text_config": BERT, "projection_dim": 4,
                                  "vision_config": {**PATCHES, "num_hidden_layers": 2}}),
     hugging("ViTForImageClassification", 3, "vit.layers.0", "vit.layers.2", "classifier.input",
-            IMAGES, PATCHES),
+            IMAGES, PATCHES, since=RENAMED),
     hugging("DeiTForImageClassificationWithTeacher", 3, "deit.layers.0", "deit.layers.2",
-            "cls_classifier.input", IMAGES, PATCHES,
+            "cls_classifier.input", IMAGES, PATCHES, since=RENAMED,
             scores="cls_classifier distillation_classifier"),
     hugging("SwinForImageClassification", 7, "swin.encoder.layers.0.blocks.0",
             "swin.encoder.layers.2.blocks.1", "classifier.input", IMAGES,
@@ -313,7 +315,7 @@ TRANSFORMERS = [
             {**STAGES, "embedding_size": 8, "groups_width": 4}),
     hugging("SegformerForImageClassification", 8, "segformer.stages.0.blocks.0",
             "segformer.stages.3.blocks.1", "classifier.input", IMAGES,
-            {**STAGES, "num_attention_heads": [1, 1, 2, 2]},
+            {**STAGES, "num_attention_heads": [1, 1, 2, 2]}, since=RENAMED,
             transitions="segformer.stages.1.patch_embeddings segformer.stages.2.patch_embeddings "
             "segformer.stages.3.patch_embeddings"),
     # Attention and feed-forward are residual layers of one class, and no module holds a pair of
