@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
-    from geomkd.scoring.layer_scores import LayerScores
-
 # Okabe and Ito's colours, which colour-blind readers tell apart.
 TERMS = ("separation", "information", "efficiency", "quality")
 COLOURS = dict(zip(TERMS, ("#0072B2", "#E69F00", "#009E73", "#000000"), strict=True))
@@ -142,7 +140,7 @@ def _panels(frame: Any, shown: Any, bands: Any, selected: Any, ax: Any, told: st
 
 
 def compare(
-    scores: Mapping[Any, LayerScores],
+    scores: Mapping[Any, Any],
     *,
     by: Any = "quality",
     x: str = "depth",
@@ -348,7 +346,8 @@ def _heat(values: Any, rows: Any, columns: Any, words: Any, ax: Any, **limits: A
     # viridis: even steps of lightness, for colour-blind readers too.
     options = {"cmap": "viridis", "origin": "lower", "aspect": "auto"} | limits
     ax.figure.colorbar(ax.imshow(np.asarray(values, float), **options), ax=ax, label=words[0])
-    ax.set_xticks(range(width), columns, rotation=90, fontsize=8)
+    turn = 90 * any(len(str(name)) > 2 for name in columns)
+    ax.set_xticks(range(width), columns, rotation=turn, fontsize=8)
     ax.set_yticks(range(height), rows, fontsize=8)
     ax.set(xlabel=words[1], ylabel=words[2])
     return ax

@@ -80,7 +80,9 @@ def test_heat_map_of_epochs():
     scores = {3: made(), 10: made(quality=[2.0, 1.0, 4.0, 3.0])}
     ax = compare(scores, heat=True)
     (image,) = ax.images
-    assert image.get_array().tolist() == [list(row) for row in zip(QUALITY, [2, 1, 4, 3], strict=True)]
+    assert image.get_array().tolist() == [
+        list(row) for row in zip(QUALITY, [2, 1, 4, 3], strict=True)
+    ]
     assert [t.get_text() for t in ax.get_xticklabels()] == ["3", "10"]
     assert [t.get_text() for t in ax.get_yticklabels()] == made().frame["layer"].tolist()
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("epoch", "layer, in order of execution")

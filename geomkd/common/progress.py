@@ -27,7 +27,7 @@ def bar_of(total: int, name: str, *, show: Any, leave: bool = False, **options: 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", TqdmWarning)  # ipywidgets need not be there
             from tqdm.auto import tqdm as kind
-    elif not sys.stderr.isatty():
+    elif not getattr(sys.stderr, "isatty", bool)():
         kind = _Lines
         leave, options = False, options | {"mininterval": SECONDS, "miniters": 1}
     options |= {"unit_scale": True, "smoothing": 0.1, "disable": not (show and world().is_first)}

@@ -432,7 +432,7 @@ def test_progress(capfd):
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"entropy_per_class": 8, "null": 19}, {"memory": 1}], ids=str
+    "options", [{}, {"entropy_per_class": 8}, {"null": 19}, {"memory": 1}], ids=str
 )
 def test_the_bar_moves_to_its_end(options, monkeypatch, capfd):
     """With each batch that is read, and with each layer that is scored, by its name."""
