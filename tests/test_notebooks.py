@@ -10,6 +10,7 @@ import jupytext
 import nbformat
 import pytest
 from jupyter_client.provisioning import local_provisioner
+from nbclient import NotebookClient
 from processes import start
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
@@ -71,6 +72,19 @@ def test_runs_from_top_to_bottom(path, monkeypatch):
     outputs = outputs_of(execute.executed(path.with_suffix(".py"), parameters))
     assert not [out for out in outputs if out.get("name") == "stderr"]
     assert any("image/png" in out.get("data", {}) for out in outputs)
+
+
+@pytest.mark.slow
+def test_a_bar_is_one_line_and_no_warning(monkeypatch):
+    """Where there are no ipywidgets, of which tqdm warns."""
+    monkeypatch.setattr(local_provisioner, "launch_kernel", ForkedKernel)
+    code = "import warnings; warnings.simplefilter('error')\n"
+    code += "from geomkd.common.progress import bar_of\n"
+    code += "with bar_of(9, 'work', show=True, leave=True) as bar:\n    bar.update(9)"
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
+    NotebookClient(notebook, resources={"metadata": {"path": str(FOLDER)}}).execute()
+    text = "".join(out["text"] for out in outputs_of(notebook) if out.get("name") == "stderr")
+    assert text.startswith("\rwork:   0%") and text.count("\n") == 1 and "work: 100%" in text
 
 
 @named

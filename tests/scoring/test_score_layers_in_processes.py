@@ -140,7 +140,7 @@ def told(call):
         except (Exception, KeyboardInterrupt) as error:
             result = [type(error).__name__, str(error)]
     texts = [str(w.message) for w in caught if str(w.message).startswith("layer ")]
-    return result, {"warnings": texts, "bar": "samples" in bar.getvalue()}
+    return result, {"warnings": texts, "bar": "100%" in bar.getvalue()}
 
 
 def process(folder):
