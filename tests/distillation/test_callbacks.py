@@ -38,7 +38,12 @@ def test_true_ends_the_run(true):
     assert len(last.history) == 2 and not last.stopped
 
 
-@pytest.mark.parametrize("answer", [1, "yes", torch.tensor(True), object()], ids=str)
+@pytest.mark.parametrize(
+    "answer",
+    [1, "yes", torch.tensor(True), object()],
+    ids=str,
+    ids=lambda value: type(value).__name__,
+)
 def test_what_else_a_client_returns_does_not(answer):
     assert len(run_mlp(callbacks=[lambda row: answer]).history) == 2
 
