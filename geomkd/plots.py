@@ -42,7 +42,7 @@ def plot_layers(
     level: float = 0.95,
     ax: Axes | None = None,
 ) -> Axes:
-    """Scores by depth; others than knowledge quality's on their own ranges.
+    """Scores by depth; several, of which not all are knowledge quality's, on their own ranges.
 
     Parameters
     ----------
@@ -68,7 +68,8 @@ def plot_layers(
     for i in (i for i, name in enumerate(names) if name in selected):
         label = "selected" if names[i] == selected[0] else None
         ax.axvspan(i - 0.32, i + 0.32, color=SELECTED, alpha=0.22, lw=0, label=label)
-    own_range = not set(shown) <= set(COLOURS)
+    of_quality = set(shown) <= set(COLOURS)
+    own_range = len(shown) > 1 and not of_quality
     for place_of, name in enumerate(shown):
         values, label = frame[name].to_numpy(float), name.replace("_", " ")
         low, width = 0.0, 1.0
@@ -78,7 +79,7 @@ def plot_layers(
             label += f" ({low:.3g} to {high:.3g})"
         elif name in COLOURS:
             label += f" ({name[0].upper()})"
-        style = _style(name, place_of, own_range)
+        style = _style(name, place_of, not of_quality)
         ax.plot(depth, (values - low) / width, label=label, **style)
         if name in bands and len(shown) <= 5:  # more bands are mud
             band = (bands[name] - low) / width
@@ -89,7 +90,7 @@ def plot_layers(
     if own_range:  # a band may be many times as wide as the curve is high
         low, high = ax.get_ylim()
         ax.set_ylim(max(low, -0.75), min(high, 1.75))
-    else:
+    elif of_quality:
         ax.set_ylim(bottom=min(0.0, ax.get_ylim()[0]))
     note = f"bands: {100 * level:g} %\nsubsampling spread" if bands and len(shown) <= 5 else None
     ax.legend(fontsize=8, title=note, title_fontsize=8, **place)
@@ -101,9 +102,9 @@ def _range(values: np.ndarray) -> tuple[float, float]:
     return (float(finite.min()), float(finite.max())) if len(finite) else (0.0, 0.0)
 
 
-def _style(name: str, place: int, own_range: bool) -> dict[str, Any]:
+def _style(name: str, place: int, in_turn: bool) -> dict[str, Any]:
     """Colour, dashes and mark: of knowledge quality its own, of others a turn of each."""
-    if not own_range:
+    if not in_turn:
         strong = name == "quality"
         look = {"ms": 5 if strong else 4, "lw": 2.2 if strong else 1.4}
         return {"color": COLOURS[name], "marker": MARKS[name]} | look

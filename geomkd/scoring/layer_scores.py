@@ -229,8 +229,9 @@ class LayerScores:
         level : float
             Share of the half-samples that the bands cover, 0 < level < 1.
         measures : sequence of str, optional
-            Columns to draw; by default every score. The four of knowledge quality share an axis;
-            with any other, each is put on its own range over the layers, which the legend tells.
+            Columns to draw; by default every score. The four of knowledge quality share an axis,
+            one of others has its own; of several each is put on its own range over the layers,
+            which the legend tells.
 
         Returns
         -------
@@ -257,6 +258,12 @@ class LayerScores:
         """
         scores_file.write(path, self)
         return Path(path)
+
+    def to_html(self, path: str | os.PathLike, **options: Any) -> Path:
+        """Write a page to show, one file; ``options`` are those of `geomkd.report.page`."""
+        from geomkd.report import page
+
+        return page(self, path, **options)
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> LayerScores:
