@@ -1,11 +1,19 @@
 """One thread a process: the same numbers on any machine, however many processes share the tests."""
 
+import gc
 import os
 
 import pytest
 
 for library in ("OMP", "MKL", "OPENBLAS"):  # read as they are loaded; processes of tests inherit it
     os.environ[f"{library}_NUM_THREADS"] = "1"
+
+gc.disable()  # what is imported and collected stays: no need to look for garbage in it, ever
+
+
+def pytest_collection_finish():
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """Python processes that start at once: forks of one that has loaded what they all need."""
 
 import atexit
+import gc
 import multiprocessing
 import os
 import runpy
@@ -52,6 +53,7 @@ def ended(processes, timeout=120):
 
 def _run(program, arguments, environment, folder, output):
     os.setsid()
+    gc.freeze()  # what all of them have loaded
     # Its own processes (of a loader) start as by `python PROGRAM`, not by another fork server.
     multiprocessing.set_start_method(None, force=True)
     file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)

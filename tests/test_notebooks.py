@@ -10,6 +10,7 @@ import jupytext
 import nbformat
 import pytest
 from jupyter_client.provisioning import local_provisioner
+from nbclient import NotebookClient
 from processes import start
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
@@ -18,6 +19,8 @@ SMALL = {
     "1_explore_a_teacher": "n_images, teacher_epochs, student_epochs = 300, 1, 1",
     "2_distil_from_a_ranking": "n_images, epochs, failing_step = 300, 2, 7",
     "3_read_the_geometry": "n_images, epochs, half_samples, null = 200, 1, 2, 0",
+    "4_a_text_encoder": "train_texts, test_texts, most_tokens, epochs, seeds = 25, 4, 10, 1, 1",
+    "5_signals": "teacher_epochs, epochs, seeds, utterances = 2, 1, 1, 3",
 }
 named = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
@@ -69,6 +72,19 @@ def test_runs_from_top_to_bottom(path, monkeypatch):
     outputs = outputs_of(execute.executed(path.with_suffix(".py"), parameters))
     assert not [out for out in outputs if out.get("name") == "stderr"]
     assert any("image/png" in out.get("data", {}) for out in outputs)
+
+
+@pytest.mark.slow
+def test_a_bar_is_one_line_and_no_warning(monkeypatch):
+    """Where there are no ipywidgets, of which tqdm warns."""
+    monkeypatch.setattr(local_provisioner, "launch_kernel", ForkedKernel)
+    code = "import warnings; warnings.simplefilter('error')\n"
+    code += "from geomkd.common.progress import bar_of\n"
+    code += "with bar_of(9, 'work', show=True, leave=True) as bar:\n    bar.update(9)"
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
+    NotebookClient(notebook, resources={"metadata": {"path": str(FOLDER)}}).execute()
+    text = "".join(out["text"] for out in outputs_of(notebook) if out.get("name") == "stderr")
+    assert text.startswith("\rwork:   0%") and text.count("\n") == 1 and "work: 100%" in text
 
 
 @named

@@ -126,7 +126,7 @@ def test_training_has_accuracies_on_the_left_and_the_loss_on_the_right():
         assert list(line.get_xdata()) == [1, 2, 3]
         assert list(line.get_ydata()) == list(HISTORY[column])
     assert len({line.get_color() for line in columns.values()}) == 3
-    assert (ax.get_ylabel(), right.get_ylabel()) == ("accuracy", "training loss")
+    assert (ax.get_ylabel(), right.get_ylabel()) == ("accuracy (share of 1)", "training loss")
     assert texts(ax.get_legend()) == ["train", "validation", "loss"]
     assert ax.get_legend().get_title().get_text() == "objective kd"
     ax.figure.canvas.draw()

@@ -58,6 +58,7 @@ def test_scores_load():
     assert scores.settings["sweep"] == [12] and scores.settings["null"] == 3
     assert len(scores.rank()) == 3 and len(scores.select(2, by="loes")) == 2
     assert scores.grams.shape == (3, 24, 24)
+    assert list(scores.per_class()["class"]) == 3 * [0, 1, 2]  # labels were not kept
     assert isinstance(scores.settling(by="two_nn"), pd.DataFrame)
 
 

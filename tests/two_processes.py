@@ -29,6 +29,11 @@ def networks(dtype):
     return mlp().to(dtype), mlp((6, 32, 32, 3), seed=1).to(dtype)
 
 
+def ends_after_two_epochs(row):
+    assert world().is_first
+    return row["epoch"] == 2
+
+
 def run(case, folder):
     """One run of a case; the same call in one process and in several."""
     kind, _, detail = case.partition(":")
@@ -50,6 +55,8 @@ def run(case, folder):
             max((states / "states").iterdir()).unlink()  # its epoch is done again from the middle
         gathered(None)
         options |= {"checkpoint_dir": states / "states", "checkpoint_steps": 2}
+    elif kind == "stopped":
+        options |= {"epochs": 4, "callbacks": [ends_after_two_epochs]}
     elif kind == "idle":
         student = WithIdleLayer(student)
         options |= {"pairs": [("1", "body.1"), ("4", "body.4")]}

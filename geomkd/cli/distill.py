@@ -77,6 +77,8 @@ def _checked_objective(options: argparse.Namespace) -> Any:
         options.layers = ["auto"]
     elif options.layers is not None and options.pairs is not None:
         raise ValueError("--layers and --pairs exclude each other: pairs name the layers")
+    if options.pairs is not None and options.granularity != "blocks":
+        raise ValueError("--granularity is of layers not named, and pairs name them")
     known = {name: signature(score_layers).parameters[name].default for name in SCORING}
     listed = {name: list(value) for name, value in known.items() if isinstance(value, tuple)}
     given = [n for n in SCORING if getattr(options, n) not in (None, known[n], listed.get(n))]
@@ -137,20 +139,21 @@ def _choose(options: argparse.Namespace, inputs: Inputs, device: Any, folder: Pa
         return pairs, "pairs by hand", None
     teacher, student = inputs.teacher.model, inputs.student.model
     example = torch.stack([inputs.train[i][0] for i in range(min(2, len(inputs.train)))])
-    settings = None
+    settings, grain = None, {"granularity": options.granularity}
     if options.layers == ["auto"]:
-        pair_layers([str(i) for i in range(options.k)], student, example)  # too many? now, not late
+        # Too many? Now, not late.
+        pair_layers([str(i) for i in range(options.k)], student, example, **grain)
         scores = _kept_scores(options, inputs, device, folder, example)
         by = options.by or scores.by
         layers, settings = scores.select(options.k, by=RULES.get(by, by)), scores.settings
         how = f"the {len(layers)} of highest {by}"
     elif len(options.layers) == 1 and options.layers[0] in EVENLY:
         place = EVENLY[options.layers[0]]
-        layers = choose_layers(teacher, example, options.k, how=place)
+        layers = choose_layers(teacher, example, options.k, how=place, **grain)
         how = f"{len(layers)}, {place.replace('_', ' ')}"
     else:
         layers, how = options.layers, "layers by name"
-    return pair_layers(layers, student, example), how, settings
+    return pair_layers(layers, student, example, **grain), how, settings
 
 
 def _kept_scores(

@@ -107,7 +107,7 @@ def _layers(commands: argparse._SubParsersAction) -> None:
     add = _adder(layers, score_layers)
     add("--weights", WEIGHTS)
     add("--layers", "names or patterns (default: blocks, activations, head input)", nargs="+")
-    add("--granularity", "of the default layers", choices=["blocks", "stages"])
+    _add_granularity(layers)
     add("--image-size", "of the example that tells the shapes", type=int)
     add("--seed")
 
@@ -120,7 +120,7 @@ def _score(commands: argparse._SubParsersAction) -> None:
     add("--data", DATA, required=True)
     _add_images(score)
     add("--layers", "names or patterns (default: blocks, activations, head input)", nargs="+")
-    add("--granularity", "of the default layers", choices=["blocks", "stages"])
+    _add_granularity(score)
     add("--subsamples", "half-samples behind the ranks")
     add("--sweep", "smaller sample sizes to score beside", type=int, nargs="+")
     _add_scoring(score)
@@ -145,6 +145,7 @@ def _distill(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
     add("--set", "options of the objective", nargs="+", metavar="NAME=VALUE")
     add("--layers", "of the teacher: auto (by scores, default), even, last or names", nargs="+")
     add("--pairs", "of teacher and student layers, in place of --layers", nargs="+", metavar="T:S")
+    _add_granularity(parser)
     add("--scores", "of the teacher's layers, in place of scoring", type=path, metavar="FILE.npz")
     _add_scoring(parser)
     add("--epochs")
@@ -180,6 +181,11 @@ def _add_images(parser: argparse.ArgumentParser) -> None:
     add("--image-size", type=int, help="resize the shorter side and cut out the centre (folders)")
     add("--mean", type=float, nargs="+", help="one number, or one a channel")
     add("--std", type=float, nargs="+", help="one number, or one a channel")
+
+
+def _add_granularity(parser: argparse.ArgumentParser) -> None:
+    choices = ["blocks", "stages"]
+    _adder(parser, score_layers)("--granularity", "of layers not named", choices=choices)
 
 
 def _add_scoring(parser: argparse.ArgumentParser) -> None:

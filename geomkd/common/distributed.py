@@ -68,7 +68,7 @@ def agreed(act: Callable[[], T], *, first_only: bool = False) -> T:
     if world().is_first or not first_only:
         try:
             value = act()
-        except ERRORS as raised:
+        except Exception as raised:  # of a caller's function, anything
             error = raised
     told = gathered((value if first_only else None, error and str(error)))
     if error is not None:

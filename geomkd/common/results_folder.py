@@ -84,5 +84,5 @@ def write_picture(path: str | os.PathLike, ax: Any) -> None:
     from matplotlib import pyplot
 
     with atomic_write(path) as file:
-        ax.figure.savefig(file, format="png", dpi=150)
+        ax.figure.savefig(file, format="png", dpi=150, bbox_inches="tight")
     pyplot.close(ax.figure)

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from geomkd.common.distributed import summed, take_from_first, world
+from geomkd.common.progress import Bar, bar_of
 from geomkd.common.randomness import seed_of, seeded
 from geomkd.distillation.losses import right
 from geomkd.distillation.result import DistillationResult
@@ -24,7 +24,7 @@ from geomkd.distillation.running.run_state import Progress, Run, config_of, rest
 from geomkd.distillation.running.setup import as_objective, join, placed
 from geomkd.distillation.running.student_step import gradients_averaged, student_step
 from geomkd.distillation.running.teacher import teacher_of
-from geomkd.distillation.running.tracking import Means, Scalars, warn_at_chance
+from geomkd.distillation.running.tracking import Means, scalars, told, warn_at_chance
 from geomkd.network.forward import Forward, call, evaluating, first_tensor
 from geomkd.network.masks import token_mask
 
@@ -64,6 +64,7 @@ def distill(
     cache_dir: str | os.PathLike | None = None,
     cache_dtype: str | None = None,
     log_dir: str | os.PathLike | None = None,
+    callbacks: Sequence[Callable[[dict[str, Any]], Any]] = (),
     forward: Forward | None = None,
     input_key: str | None = None,
     label_key: str | None = None,
@@ -139,6 +140,11 @@ def distill(
         without augmentation, and of texts of one width. ``cache_dtype="float16"`` halves the files.
     log_dir : path, optional
         Folder for TensorBoard's scalars (needs the extra ``geomkd[tensorboard]``).
+    callbacks : sequence of callable, optional
+        Called with each epoch's row of the history, a dict, in the first process, once the epoch's
+        checkpoint is written. If one returns True the run ends, ``stopped``, in all processes. A
+        run that goes on from the end of an epoch tells that epoch's row again. Weights & Biases:
+        ``[wandb.log]``; MLflow: ``[lambda row: mlflow.log_metrics(row, step=row["epoch"])]``.
     forward : callable, optional
         ``forward(model, inputs)`` for models that are not simply called.
     input_key, label_key : str, optional
@@ -219,6 +225,8 @@ def distill(
         optimizer=optimizer,
         schedule=schedule,
     )
+    if not isinstance(callbacks, Sequence) or not all(map(callable, callbacks)):
+        raise TypeError(f"callbacks must be a list of functions of a row; got {callbacks!r}")
     objective = as_objective(objective)
     device = placed(student, teacher, device, channels_last=channels_last)
     autocast = recipe.autocast(device)
@@ -264,7 +272,7 @@ def distill(
             optimisers=optimisers,
             schedules=schedules,
             scaler=recipe.scaler(device),
-            scalars=stack.enter_context(Scalars(log_dir)),
+            callbacks=[*stack.enter_context(scalars(log_dir)), *callbacks],
         )
         if checkpoint_dir is not None:
             run.checkpoints = Checkpoints(
@@ -273,9 +281,8 @@ def distill(
         history = fit(run, progress)
     reached, known = history["train_accuracy"].iloc[-1], train.source.known_labels()
     warn_at_chance(reached, known, networks.n_classes, train.order.n_samples)
-    return DistillationResult(
-        networks.student.eval(), networks.projectors, history, networks.pairs, objective.name
-    )
+    what = (networks.projectors, history, networks.pairs, objective.name, len(history) < epochs)
+    return DistillationResult(networks.student.eval(), *what)
 
 
 def fit(run: Run, progress: bool) -> DataFrame:
@@ -285,17 +292,14 @@ def fit(run: Run, progress: bool) -> DataFrame:
     at = Progress()
     if run.checkpoints is not None and (state := run.checkpoints.load()) is not None:
         restore(run, at, state)
-    bar = tqdm(
-        total=run.recipe.epochs * run.train.order.n_samples,
-        initial=(at.epoch - 1) * run.train.order.n_samples + at.step * run.recipe.batch_size,
-        desc="distill",
-        unit=" samples",
-        unit_scale=True,
-        disable=not progress or not world().is_first,
-    )
+        if not at.step:  # it may have been killed before its callbacks were told
+            at.stopped = told(run.callbacks, at.rows[-1])
+    n = run.train.order.n_samples
+    done = (at.epoch - 1) * n + at.step * run.recipe.batch_size
+    options = {"show": progress, "unit": " samples", "initial": done, "leave": True}
     try:
-        with bar:
-            while at.epoch <= run.recipe.epochs:
+        with bar_of(run.recipe.epochs * n, "distill", **options) as bar:
+            while at.epoch <= run.recipe.epochs and not at.stopped:
                 train_epoch(run, at, bar)
     finally:
         for optimiser in run.optimisers:
@@ -303,7 +307,7 @@ def fit(run: Run, progress: bool) -> DataFrame:
     return pandas.DataFrame(at.rows)
 
 
-def train_epoch(run: Run, at: Progress, bar: tqdm) -> None:
+def train_epoch(run: Run, at: Progress, bar: Bar) -> None:
     """Train on every batch once, or on those that are left; then validate and take notes."""
     run.networks.student.train()
     for module in run.networks.frozen:
@@ -319,8 +323,8 @@ def train_epoch(run: Run, at: Progress, bar: tqdm) -> None:
         due = run.checkpoints is not None and at.step < n_steps and run.checkpoints.due(total)
         if at.step % STEPS_BETWEEN_READINGS == 0 or at.step == n_steps or due:
             now = at.means.read(at.epoch)
-            shown = {"loss": f"{now['loss']:.4g}", "accuracy": f"{now['train_accuracy']:.3f}"}
-            bar.set_postfix(epoch=at.epoch, **shown)
+            shown = f"epoch={at.epoch}, loss={now['loss']:.4g}"
+            bar.set_postfix_str(f"{shown}, accuracy={now['train_accuracy']:.3f}", refresh=False)
         if due:
             at.seconds = time.perf_counter() - started
             run.checkpoints.save(total, state_of(run, at))
@@ -331,10 +335,9 @@ def train_epoch(run: Run, at: Progress, bar: tqdm) -> None:
     row |= {"lr": run.lr, "seconds": time.perf_counter() - started}
     at.rows.append(row)
     at.epoch, at.step, at.means, at.seconds = at.epoch + 1, 0, Means(), 0.0
-    if run.scalars is not None:
-        run.scalars.write(row)
     if run.checkpoints is not None:
         run.checkpoints.save((at.epoch - 1) * n_steps, state_of(run, at))
+    at.stopped = told(run.callbacks, row)
 
 
 def train_step(run: Run, parts: list[Batch]) -> list[tuple[int, dict[str, Tensor]]]:

@@ -38,6 +38,8 @@ class DistillationResult:
         Teacher layer and student layer.
     objective : str
         Name of the objective.
+    stopped : bool
+        Whether a callback ended the run before its last epoch.
     """
 
     student: nn.Module
@@ -45,6 +47,7 @@ class DistillationResult:
     history: DataFrame
     pairs: list[tuple[str, str]]
     objective: str
+    stopped: bool = False
 
     @property
     def accuracy_on(self) -> str:
@@ -78,14 +81,15 @@ class DistillationResult:
 
         return page(self, path, **options)
 
-    def plot(self, ax: Axes | None = None) -> Axes:
+    def plot(self, ax: Axes | None = None, *, teacher_accuracy: float | None = None) -> Axes:
         """Draw accuracy and loss by epoch; see `geomkd.plots.plot_training`."""
-        return plot_training(self.history, self.objective, ax)
+        return plot_training(self.history, self.objective, ax, teacher=teacher_accuracy)
 
     def __repr__(self) -> str:
         return (
             f"DistillationResult(objective={self.objective!r}, pairs={len(self.pairs)}, "
-            f"epochs={len(self.history)}, {self.accuracy_on}_accuracy={self.accuracy:.4f})"
+            f"epochs={len(self.history)}{', stopped' * self.stopped}, "
+            f"{self.accuracy_on}_accuracy={self.accuracy:.4f})"
         )
 
     def _repr_html_(self) -> str:

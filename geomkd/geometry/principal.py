@@ -6,7 +6,7 @@ whatever does not depend on the choice of axes can be computed from them, howeve
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -92,6 +92,8 @@ class SubsetGram:
     multiplied by is undone.
     """
 
+    seen: Callable[[int], Any] = staticmethod(lambda width: None)  # told how many columns were
+
     def __init__(self, rows: Tensor, scale: float = 1.0) -> None:
         m, zeros = len(rows), {"dtype": torch.float64, "device": rows.device}
         self.rows, self.scale, self.dim, self._done = rows, scale, 0, False
@@ -119,6 +121,7 @@ class SubsetGram:
             self._to_mean += exact @ mean
             self._mean_sq += mean @ mean
             self.dim += piece.shape[1]
+        self.seen(piece.shape[1])
 
     def principal(self, part: Tensor, *, center: bool) -> Principal:
         """Principal coordinates of some of the rows, given by their places."""

@@ -237,7 +237,12 @@ class LayerMeasures:
         value = self._seeded(row.of, row)(found, index, n_classes)
         return value[place] if row.columns else value
 
-    # ---- memory ----------------------------------------------------------------------------------
+    # ---- cost ------------------------------------------------------------------------------------
+
+    def work(self, dim: int, *, more: bool = True) -> int:
+        """Multiplications, roughly, of a layer's ``dim`` features; ``more``: of all else too."""
+        beside = 2000 * (1 + self.null) + 20_000 * bool(self._rows("spectrum"))
+        return (self.draws.n**2 // 2 + 2 * len(self.draws.rows) ** 2) * (dim + more * beside)
 
     def bytes(self, dim: int, layers: int) -> int:
         """Estimate what the measures of ``layers`` layers, at most ``dim`` wide, need besides."""

@@ -12,7 +12,7 @@ import numpy as np
 
 from geomkd.common.checks import check_number
 from geomkd.geometry.principal import unpacked
-from geomkd.plots import plot_layers, plot_sweep
+from geomkd.plots import plot_layers, plot_sweep, words_of
 from geomkd.scoring import scores_file
 from geomkd.scoring.ranking import rank_table, scores_by, settling_table, spread, warn_of_order
 from geomkd.scoring.selection import selected
@@ -127,9 +127,8 @@ class LayerScores:
         by = self.by if by is None else by
         if self.how.sweep and (callable(by) or by in self.sweep):
             warn_of_order(self.settling(by=by), stacklevel=3)
-        is_drawn = next(iter(self.draws.values())).size and (callable(by) or by in self.draws)
-        drawn = self._in_draws(self.draws, by) if is_drawn else None
-        return rank_table(self.frame["layer"].tolist(), scores_by(self.frame, by), drawn, level)
+        names = self.frame["layer"].tolist()
+        return rank_table(names, scores_by(self.frame, by), self._drawn(by), level)
 
     def select(
         self, k: int = 4, *, by: By | None = None, redundancy: float = 0.0, **options: Any
@@ -203,10 +202,9 @@ class LayerScores:
             As in `rank`.
         """
         by = self.by if by is None else by
-        name = by if isinstance(by, str) else getattr(by, "__name__", "score")
         names, sizes = self.frame["layer"].tolist(), [*self.how.sweep, self.how.samples]
         taus = self.settling(by=by)["tau"].to_numpy()
-        return plot_sweep(names, sizes, self.swept(by=by), taus, name=name, ax=ax)
+        return plot_sweep(names, sizes, self.swept(by=by), taus, name=words_of(by), ax=ax)
 
     def plot(
         self,
@@ -229,9 +227,9 @@ class LayerScores:
         level : float
             Share of the half-samples that the bands cover, 0 < level < 1.
         measures : sequence of str, optional
-            Columns to draw; by default every score. The four of knowledge quality share an axis,
-            one of others has its own; of several each is put on its own range over the layers,
-            which the legend tells.
+            Columns to draw; by default every score. The four of knowledge quality share an axis;
+            with any other, each is put on its own range over the layers, which the legend tells.
+            More than six have a panel each; what is returned is the empty Axes around these.
 
         Returns
         -------
@@ -240,16 +238,52 @@ class LayerScores:
         """
         check_number(level, "level", above=0, below=1)
         shown = list(self.draws if measures is None else measures)
-        values = {name: scores_by(self.frame, name) for name in shown}
-        bands = {
-            name: spread(values[name], drawn, level)
-            for name, drawn in self.draws.items()
-            if name in values and drawn.size
-        }
+        curves = {name: self.curve(name, level) for name in shown}
+        bands = {name: band for name, (_, band) in curves.items() if band is not None}
         most = int((self.frame["role"] != "head").sum())
         scored = by == "loes" or not np.isnan(scores_by(self.frame, by or self.by)).any()
         marked = self.select(min(k, most), by=by) if most and scored else []
-        return plot_layers(self.frame, shown, bands, marked, level=level, ax=ax)
+        options = {"selected_by": by or self.by, "level": level, "ax": ax}
+        return plot_layers(self.frame, shown, bands, marked, **options)
+
+    def curve(self, by: By, level: float = 0.95) -> tuple[np.ndarray, np.ndarray | None]:
+        """Scores (L,) by a column or a function, and their spread (L, 2) if they are drawn."""
+        values, drawn = scores_by(self.frame, by), self._drawn(by)
+        return values, None if drawn is None else spread(values, drawn, level)
+
+    def per_class(self) -> pd.DataFrame:
+        """Tell which classes a layer separates; `geomkd.plots.plot_classes` draws it.
+
+        Of the ``settings["subset"]`` samples alone whose Gram matrices are kept, by cosines about
+        their mean: over classes ``separation`` has the mean that `geomkd.separation` gives of these
+        samples with ``definition="robust"``, whatever the definition of the scores.
+
+        Returns
+        -------
+        DataFrame
+            layer, class (its label), n (samples of it), within_cosine (mean of two of them),
+            between_cosine (mean over the other classes of the mean with these), separation.
+        """
+        import pandas as pd
+
+        how, index, tables = self.how, np.array(self.how.subset_classes), []
+        if how.classes < 2 or not self.kept.size:
+            got = f"labels={how.labels!r}, {how.subset} samples"
+            raise ValueError(f"per_class needs labels and kept samples; got {got}")
+        labels, n = np.array(how.class_labels or range(how.classes)), np.bincount(index)
+        mean = np.eye(how.classes)[index] / n
+        for name, packed in zip(self.frame["layer"], self.kept, strict=True):
+            gram = unpacked(packed[None], how.subset)[0].astype(float)
+            sq = gram.diagonal()
+            norm = np.sqrt(np.where(sq > 1e-12 * sq.mean(), sq, np.inf))  # none at the mean
+            cosine = gram / norm / norm[:, None]
+            means = mean.T @ cosine @ mean
+            within = (means.diagonal() * n**2 - np.bincount(index, cosine.diagonal())) / (n**2 - n)
+            between = (means.sum(axis=1) - means.diagonal()) / (how.classes - 1)
+            columns = {"layer": name, "class": labels, "n": n, "within_cosine": within}
+            columns |= {"between_cosine": between, "separation": within - between}
+            tables.append(pd.DataFrame(columns))
+        return pd.concat(tables, ignore_index=True)
 
     def save(self, path: str | os.PathLike) -> Path:
         """Write the scores to one file: NumPy's npz with a JSON header, nothing pickled.
@@ -269,6 +303,10 @@ class LayerScores:
     def load(cls, path: str | os.PathLike) -> LayerScores:
         """Read what `save` wrote; ``ValueError`` for any other file."""
         return cls(**scores_file.read(path))
+
+    def _drawn(self, by: By) -> np.ndarray | None:
+        known = next(iter(self.draws.values())).size and (callable(by) or by in self.draws)
+        return self._in_draws(self.draws, by) if known else None
 
     def _in_draws(self, draws: dict[str, np.ndarray], by: By) -> np.ndarray:
         """Scores in every draw, (L, R); a function sees the frame with each draw's."""

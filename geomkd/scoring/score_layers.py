@@ -7,13 +7,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from statistics import geometric_mean
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from geomkd.common.checks import check_dataset_size, check_definition, check_int, check_names
+from geomkd.common.progress import Bar, bar_of
 from geomkd.data.sample import Sample, read_as_given
 from geomkd.geometry.columns import Columns, column_slices, residual_gram
 from geomkd.geometry.draws import SampleDraws
@@ -230,6 +231,7 @@ def score_layers(
                 null=null,
                 seed=seed,
                 protocol=protocol,
+                class_labels=tuple(sample.classes.names),
             )
             example, more = example_of(sample, place), sample.batches(BATCH)
             found = survey(model, example, names, granularity=granularity, forward=forward)
@@ -256,26 +258,33 @@ class _Job:
     reader: Reader
     share: Share
     measures: LayerMeasures
+    bar: Bar | None = None
 
     def run(self, progress: bool) -> None:
         """Add the rows of the layers to the share's, one after the other."""
-        with self._bar(progress) as bar:
-            self.reader.seen = bar.update
+        with self._bar(progress) as self.bar:
             for group in self.share.plan.groups:
-                bar.set_description(group[0].layer.name)
+                self.bar.set_description(f"reading {group[0].layer.name}", refresh=False)
                 squares = self._entropy_grams(group)
                 for stored, *features in self._columns(group):
+                    self.bar.set_description(f"scoring {stored.layer.name}", refresh=False)
                     row = self._row(stored, *features, squares[stored.layer.name])
                     self.share.rows.append(row)
                     del features  # they hold the layer's
 
-    def _bar(self, progress: bool) -> tqdm:
-        """Bar of the samples that all passes read; of the first process alone."""
-        sample = self.reader.sample
-        entropy = sum(sample.entropy_size(a) or 0 for a in range(len(sample.classes.sizes)))
-        total = self.share.plan.passes * (len(sample) + entropy)
-        hidden = not (progress and self.share.world.is_first)
-        return tqdm(total=total, unit=" samples", disable=hidden, leave=False)
+    def _bar(self, progress: bool) -> Bar:
+        """Bar of the multiplications, roughly, of all forward passes and of all layers' scores."""
+        sample, plan = self.reader.sample, self.share.plan
+        layers = [s for group in plan.groups for s in group]
+        last = ("map_last", "tokens")  # where channels are; a weight is used at each position
+        uses = [s.layer.dim // s.layer.shape[-(s.layer.kind in last)] for s in layers]
+        parameters = sum(p.numel() for p in self.reader.model.parameters())
+        each = 1 + round(parameters * geometric_mean(uses or [1]))
+        self.reader.seen = lambda count: self.bar.update(count * each)
+        total = plan.passes * (len(sample) + sum(sample.entropy_sizes)) * each
+        total += sum(self.measures.work(s.dim) for s in layers)
+        form = "{l_bar}{bar}| [{elapsed}<{remaining}]"
+        return bar_of(total, "score_layers", show=progress, bar_format=form)
 
     def _row(
         self,
@@ -287,13 +296,15 @@ class _Job:
     ) -> Row:
         draws = self.measures.draws.to(stored.device)
         classes = self.reader.sample.classes._replace(index=draws.index)
-        subset = SubsetGram(draws.rows, scale)
+        subset, work, move = SubsetGram(draws.rows, scale), self.measures.work, self.bar.update
+        subset.seen = lambda width: move(work(width, more=False))
         try:
             gram = ClassGram.from_columns(
                 subset.watching(columns), classes, stored.gram_dtype, scale
             )
             with told_of(stored.layer.name):
                 scored = self.measures.of(gram, subset, features, squares)
+            move(work(0))
             return Row(stored, *scored, subset.packed())
         except (TypeError, ValueError) as error:
             kind = TypeError if isinstance(error, TypeError) else ValueError

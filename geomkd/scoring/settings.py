@@ -30,6 +30,7 @@ class Settings:
     seed: int
     partial: bool = False
     protocol: str | None = None  # "paper": all of the published sampling
+    class_labels: tuple[int, ...] = ()  # what each class index stands for; of old files unknown
 
     @classmethod
     def of(cls, known: Mapping[str, Any]) -> Settings:

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from geomkd.common.checks import as_features, check_choice, check_finite, check_int, check_names
+from geomkd.common.progress import bar_of
 from geomkd.common.randomness import all_seeded, seed_of
 from geomkd.data.sample import Sample, read_as_given
 from geomkd.data.sources import to_device
@@ -286,7 +286,7 @@ def _streamed(
     if one_model:
         a.layers = b.layers = {**b.layers, **a.layers}
     total = None
-    with tqdm(total=count * size, unit=" samples", disable=not progress, leave=False) as bar:
+    with bar_of(count * size, "similarity_matrix", show=progress, unit=" samples") as bar:
         for number, batch in enumerate(sample.batches(size)):
             options = size, seed_of(made["seed"], number)
             of_a = a.grams(batch, list(a.layers), *options)

@@ -4,10 +4,21 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import scored
+import torchvision
+from torchvision.models.resnet import BasicBlock, ResNet
 
 from benchmarks import distill_speed, parity, sample_size, speed
 from benchmarks.peers import compare
 from geomkd.measures import two_nn
+
+
+@pytest.fixture(autouse=True)
+def shallow(monkeypatch):
+    """A block a stage, of the published widths: what is measured here is not read."""
+    for name in ("resnet18", "resnet34"):
+        monkeypatch.setattr(
+            torchvision.models, name, lambda num_classes: ResNet(BasicBlock, [1] * 4, num_classes)
+        )
 
 
 def test_speed_quick(tmp_path, monkeypatch, capsys):

@@ -9,18 +9,21 @@ import signal
 import statistics
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from narrow import CLASSES, OneBlock
 from pandas import DataFrame
 from PIL import Image
-from processes import ended, start
+from processes import CONTEXT, ended, start
 from torchvision import datasets
 from torchvision import models as published
 
 import geomkd
 from benchmarks.paper import estimate as estimates
+from benchmarks.paper import models as networks
 from benchmarks.paper.__main__ import main
 from benchmarks.paper.augment import augment_crop_flip
 from benchmarks.paper.data import Sizes, channel_statistics, load, read_cifar, read_tiny_imagenet
@@ -40,6 +43,13 @@ from geomkd.distillation.running.fingerprints import weights_fingerprint
 
 LAYERS = {"vgg19_bn": 19, "vgg11_bn": 11, "resnet34": 18, "resnet9": 6, "mobilenet_v2": 20}
 LAYERS |= {"vit_b": 13, "vit_et": 9}  # the counts of arXiv 2511.14981
+
+
+@pytest.fixture
+def narrow(monkeypatch):
+    """What is built are small networks of the same names."""
+    for name, kind in CLASSES.items():
+        monkeypatch.setattr(networks, name, kind)
 
 
 # --- networks
@@ -496,7 +506,9 @@ def test_images_that_are_trained_on():
 
 
 @pytest.mark.slow
-def test_costs_are_measured_once(tmp_path):
+def test_costs_are_measured_once(tmp_path, monkeypatch):
+    # Another process, by a fork of what has loaded torch already.
+    monkeypatch.setattr(estimates.multiprocessing, "get_context", lambda kind: CONTEXT)
     place = place_in(tmp_path)
     (chosen,) = [c for c in some(["kd"], batch_size=2) if c.student == "resnet9"]
     cost = estimates.cost(chosen, "features", 32, place)
@@ -514,7 +526,7 @@ def test_costs_are_measured_once(tmp_path):
 # --- runs
 
 
-def test_a_student_that_diverges_is_written_down(tmp_path):
+def test_a_student_that_diverges_is_written_down(tmp_path, narrow):
     write_npz(tmp_path / "images.npz", n_train=8, n_test=8)
     data, place = load(f"npz:{tmp_path / 'images.npz'}"), place_in(tmp_path)
     data.train.std = torch.zeros(3, 1, 1)  # infinite images
@@ -542,7 +554,7 @@ def test_layers_of_highest_q_are_scored_as_the_papers_were(tmp_path, monkeypatch
     assert given[0]["protocol"] == "paper" and "samples" not in given[0]
 
 
-def test_students_start_from_their_seed(tmp_path):
+def test_students_start_from_their_seed(tmp_path, narrow):
     """The loss of the only step, on all images, against the plain network's."""
     write_npz(tmp_path / "images.npz", n_train=8, n_test=8)
     data, place = load(f"npz:{tmp_path / 'images.npz'}"), place_in(tmp_path)
@@ -579,8 +591,8 @@ def arguments(folder, *more, out="out"):
 
 
 @pytest.mark.slow
-def test_run_from_the_command_line(tmp_path, capsys):
-    imagenet = published.resnet34(num_classes=3).state_dict()
+def test_run_from_the_command_line(tmp_path, narrow, capsys):
+    imagenet = OneBlock(published.resnet.BasicBlock, [], num_classes=3).state_dict()
     torch.save(imagenet, tmp_path / "resnet34.pth")
     more = ["--method", "features", "--layers", "auto", "--seeds", "2", "--validation"]
     more += ["--epochs", "2"]
@@ -642,13 +654,13 @@ def place_untrained_teacher(folder, out, recipe):
 
 
 @pytest.mark.slow
-def test_a_killed_run_ends_as_an_uninterrupted_one(tmp_path):
+def test_a_killed_run_ends_as_an_uninterrupted_one(tmp_path, narrow):
     more, recipe = ["--method", "ce", "--seeds", "1", "--epochs", "2"], Recipe(2, 8)
     whole, killed = (arguments(tmp_path, *more, out=out) for out in ("whole", "killed"))
     for out in ("whole", "killed"):
         place_untrained_teacher(tmp_path, out, recipe)
     assert main(whole) == 0
-    (run,) = start("benchmarks.paper", killed, output=tmp_path / "said")
+    (run,) = start(Path(__file__).parent / "narrow.py", killed, output=tmp_path / "said")
     while not list((tmp_path / "killed-work").rglob("step-*.pt")) and run.is_alive():
         time.sleep(0.01)
     run.kill()
@@ -662,7 +674,7 @@ def test_a_killed_run_ends_as_an_uninterrupted_one(tmp_path):
     assert results[0] == results[1]
 
 
-def test_a_teacher_of_other_weights_is_refused(tmp_path, capsys):
+def test_a_teacher_of_other_weights_is_refused(tmp_path, narrow, capsys):
     path = place_untrained_teacher(tmp_path, "out", Recipe(2, 8))
     path.write_text(path.read_text().replace('"fingerprint": "', '"fingerprint": "0'))
     assert main(arguments(tmp_path, "--method", "ce", "--epochs", "2")) == 2

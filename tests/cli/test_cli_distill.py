@@ -62,6 +62,7 @@ def test_what_it_tells_in_its_last_lines(here, stripes, capsys):
     [
         (["--layers", "even", "--k", "2"], ["block3", "block6"]),  # of six blocks
         (["--layers", "last", "--k", "2"], ["block5", "block6"]),
+        (["--layers", "even", "--k", "2", "--granularity", "stages"], ["block4", "block6"]),
         (["--layers", "relu", "block3"], ["relu", "block3"]),
         (["--pairs", "block2:block1", "head.input:head.input"], ["block2", "head.input"]),
     ],
@@ -225,6 +226,7 @@ def test_logits_and_cached_features(here):
         (["--k", "3"], "got 3 teacher layers for the 2 layers of the student"),
         (["--pairs", "block2"], "--pairs takes TEACHER_LAYER:STUDENT_LAYER; got 'block2'"),
         (["--layers", "last", "--pairs", "block2:block1"], "exclude each other"),
+        (["--pairs", "block2:block1", "--granularity", "stages"], "and pairs name them"),
         (["--protocol", "paper", "--samples", "40", "--k", "1"], "'paper' and samples=40 contrad"),
         (["--protocol", "paper", "--layers", "even"], "which --layers auto alone does"),
         (["--epochs", "0"], "epochs must be at least 1; got 0"),

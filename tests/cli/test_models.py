@@ -177,7 +177,8 @@ def test_a_processor_prepares_images_of_both_kinds(vit, tmp_path):
     torch.testing.assert_close(of_file, grey, atol=1e-3, rtol=0)
     np.savez(tmp_path / "x.npz", x=np.zeros((4, 20, 20, 3), np.uint8), y=np.arange(4) % 2)
     data, words = load_data(tmp_path / "x.npz", loaded)
-    assert data[0][0].shape == (3, 8, 8) and words == "the weights' own: ViTImageProcessor"
+    assert data[0][0].shape == (3, 8, 8)
+    assert words.startswith("the weights' own: ViTImageProcessor")
 
 
 # ---- what is wrong is one line -------------------------------------------------------------------
@@ -327,7 +328,10 @@ def test_score_and_distil_through_every_door(vit, images, tmp_path, capsys):
 def test_layers_are_listed_without_data(vit, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name, words in {
-        "hf:vit": ["vit.layers.2      block tokens 5 x 8   40        600", "4 layers, 3 of them blocks"],
+        "hf:vit": [
+            "2      block tokens 5 x 8   40        600",
+            "4 layers, 3 of them blocks",
+        ],
         "timm:test_resnet": ["layer4.0", "head_input vector"],
         "torchvision:resnet18 --granularity stages": ["layer1.1", "6 layers, 4 of them blocks"],
         "torchvision:vgg11 --layers features.1? --image-size 64": ["features.19", "256 x 8 x 8"],

@@ -37,7 +37,7 @@ from geomkd.distillation.running.setup import join
 def test_every_mix_of_architectures_overfits_a_batch(make_teacher, make_student):
     teacher, student = make_teacher(), make_student()
     pairs = pairs_of(teacher, student)
-    options = {"epochs": 10, "batch_size": 8, "lr": 0.003, "progress": False, "pairs": pairs}
+    options = {"epochs": 10, "batch_size": 8, "lr": 0.01, "progress": False, "pairs": pairs}
     result = distill(student, teacher, images(), objective=Features("channel"), **options)
     first, last = result.history["loss"].iloc[0], result.history["loss"].iloc[-1]
     assert last < 0.9 * first
@@ -47,7 +47,7 @@ def test_every_mix_of_architectures_overfits_a_batch(make_teacher, make_student)
 def test_a_head_input_as_last_pair():
     teacher, student = resnet2(), resnet()
     pairs = [("layer3.0", "layer3.0"), ("fc.input", "fc.input")]
-    result = distill(student, teacher, images(), pairs=pairs, epochs=8, lr=0.003, progress=False)
+    result = distill(student, teacher, images(), pairs=pairs, epochs=8, lr=0.01, progress=False)
     assert result.history["features"].iloc[-1] < result.history["features"].iloc[0]
 
 

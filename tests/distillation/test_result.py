@@ -95,11 +95,18 @@ def test_plot_draws_the_curves():
     ax = result.plot()
     assert [line.get_label() for line in ax.get_lines()] == ["train", "validation"]
     assert list(ax.get_lines()[1].get_ydata()) == list(result.history["val_accuracy"])
-    assert (ax.get_xlabel(), ax.get_ylabel()) == ("epoch", "accuracy")
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("epoch", "accuracy (share of 1)")
     assert [text.get_text() for text in ax.get_legend().get_texts()] == [
         "train", "validation", "loss"
     ]  # fmt: skip
     assert result.plot(ax) is ax
+    *_, teacher = result.plot(teacher_accuracy=0.9).get_lines()
+    assert set(teacher.get_ydata()) == {0.9} and teacher.get_linestyle() == "--"
+    assert teacher.get_label() == "teacher (0.900)"
+    with pytest.raises(
+        ValueError, match="teacher_accuracy must be at least 0 and at most 1; got 9"
+    ):
+        result.plot(teacher_accuracy=90)
     pyplot.close("all")
 
 

@@ -111,7 +111,7 @@ def test_dropout_that_is_a_function_is_off_in_the_head():
 def test_a_head_may_begin_at_an_input():
     teacher = seeded_model(resnet2)
     head = head_behind(teacher, "fc.input", X[:2])
-    vectors = torch.randn(4, 512)
+    vectors = torch.randn(4, 64)
     torch.testing.assert_close(head(vectors), teacher.fc(vectors))
 
 
@@ -134,7 +134,7 @@ def test_logits_are_the_teachers_head_on_projected_features():
     assert [type(m).__name__ for m in model.projector] == [
         *("Conv2d", "BatchNorm2d", "ReLU") * 3,
     ]
-    assert model.projector[0].weight.shape == (256, 512, 1, 1)
+    assert model.projector[0].weight.shape == (32, 64, 1, 1)
 
 
 @pytest.mark.parametrize(
@@ -261,7 +261,7 @@ def test_distilling_gives_a_student_with_the_teachers_head(tmp_path):
 
 @pytest.mark.parametrize("side", [0, 1])
 @pytest.mark.parametrize(
-    ("name", "kind"), [("fc.input", r"vector features of shape \(512,\)"), ("fc", "vector")]
+    ("name", "kind"), [("fc.input", r"vector features of shape \(64,\)"), ("fc", "vector")]
 )
 def test_layers_that_are_no_maps_are_refused(side, name, kind):
     pair = ["layer4.0", "layer4.0"]

@@ -1,6 +1,7 @@
 """Options of the training: their checks, and what each does to a step or to a run."""
 
 import copy
+import functools
 import inspect
 import re
 from contextlib import contextmanager, nullcontext
@@ -112,6 +113,11 @@ def run_of(networks, **options):
         )
 
 
+@functools.cache
+def layer_of(make_student):
+    return pairs_of(resnet2(), make_student(), 1)[0][1]
+
+
 ON_TOKENS = [(vit, name) for name in ("features", "kd", "similarity_preserving")]
 
 
@@ -119,7 +125,7 @@ ON_TOKENS = [(vit, name) for name in ("features", "kd", "similarity_preserving")
 def test_a_step_runs_on_meta_tensors(name, make_student):
     # No data there: a step that asked for a number, or made a tensor elsewhere, would raise.
     student, teacher = make_student(), resnet2()
-    pairs = [("layer4.0", pairs_of(teacher, student, 1)[0][1])]
+    pairs = [("layer4.0", layer_of(make_student))]
     objective = OBJECTIVES[name]()
     networks = join(student, teacher, objective, pairs, images(2)[0], batch_size=8)
     for module in (networks.student, teacher, networks.projectors):

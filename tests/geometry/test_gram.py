@@ -105,7 +105,7 @@ def test_forms(sample):
 
 def test_nearest_other(sample):
     gram, x, labels = sample
-    distance = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist").square()
+    distance = torch.cdist(x, x, compute_mode="use_mm_for_euclid_dist").square()
     distance[labels[:, None] == labels] = torch.inf
     for k in (1, 2, 5, 600):
         value, at = gram.nearest_other(k)

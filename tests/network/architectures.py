@@ -32,6 +32,8 @@ class Architecture:
     transitions: str = ""  # names
     scores: str = ""  # modules that give class scores; where empty, the one whose input `head` is
     stands: str = ""  # the block whose output is, as the very same tensor, the head's input
+    kinds: str = ""  # of all that is offered, activations of the stem and in the head too
+    ends: str = ""  # the first and the last that is offered
     device: str = "meta"  # the CPU is quicker with narrow models, and some build on no other
 
     @property
@@ -53,19 +55,21 @@ def timm(name, blocks, first, last, head, *, size=32, settings=None, **options):
     """A row of timm."""
 
     def build():
-        models = pytest.importorskip("timm", minversion="1.0")
+        models = pytest.importorskip("timm", minversion="1.0.22")
         model = models.create_model(name, num_classes=CLASSES, **(settings or {}))
         return model, torch.zeros(2, 3, size, size)
 
     return Architecture(f"timm-{name}", build, blocks, first, last, head, **options)
 
 
-def hugging(name, blocks, first, last, head, example, config, **options):
+RENAMED = "5.23"  # in 5.0 the modules of these have other names
+
+
+def hugging(name, blocks, first, last, head, example, config, since="5.0", **options):
     """A row of transformers, whose models look at values: small ones, on the CPU."""
 
     def build():
-        # In version 5 the vision models' modules have new names.
-        models = pytest.importorskip("transformers", minversion="5.0")
+        models = pytest.importorskip("transformers", minversion=since)
         kind = getattr(models, name)
         return kind(kind.config_class(**config)), example
 
@@ -156,46 +160,52 @@ SEQ2SEQ = {
 
 # fmt: off
 TORCHVISION = [
-    vision("resnet34", 16, "layer1.0", "layer4.2", "fc.input"),
+    vision("resnet34", 16, "layer1.0", "layer4.2", "fc.input", kinds="17 map, 1 vector"),
     vision("resnet50", 16, "layer1.0", "layer4.2", "fc.input"),
     vision("wide_resnet50_2", 16, "layer1.0", "layer4.2", "fc.input"),
-    vision("vgg19_bn", 0, None, None, "classifier.0.input", scores="classifier.6"),
-    vision("alexnet", 0, None, None, "classifier.1.input", scores="classifier.6", size=64),
+    vision("vgg19_bn", 0, None, None, "classifier.0.input", scores="classifier.6",
+           kinds="16 map, 3 vector"),
+    vision("alexnet", 0, None, None, "classifier.1.input", scores="classifier.6", size=64,
+           ends="features.1 classifier.5"),
     # The first and the last convolution are numbered with the blocks, but are plain Sequentials.
-    vision("mobilenet_v2", 17, "features.1", "features.17", "classifier.1.input", device="cpu"),
+    vision("mobilenet_v2", 17, "features.1", "features.17", "classifier.1.input", device="cpu",
+           kinds="19 map, 1 vector"),
     vision("mobilenet_v3_small", 11, "features.1", "features.11", "classifier.0.input",
-           scores="classifier.3", device="cpu"),
+           scores="classifier.3", device="cpu", ends="features.0.2 classifier.1"),
     vision("vit_b_16", 12, "encoder.layers.encoder_layer_0", "encoder.layers.encoder_layer_11",
-           "heads.head.input", settings={"image_size": 32}),
+           "heads.head.input", settings={"image_size": 32}, kinds="12 tokens, 1 vector"),
     vision("swin_t", 12, "features.1.0", "features.7.1", "head.input",
-           transitions="features.2 features.4 features.6"),
-    vision("convnext_tiny", 18, "features.1.0", "features.7.2", "classifier.2.input"),
+           transitions="features.2 features.4 features.6", kinds="15 map_last, 1 vector"),
+    vision("convnext_tiny", 18, "features.1.0", "features.7.2", "classifier.2.input",
+           kinds="18 map, 1 vector"),
     # Dense blocks, as the paper's table has them: a dense layer's output is not the next one's
     # input. Its "transition layers" are sequences without a forward of their own.
     vision("densenet121", 4, "features.denseblock1", "features.denseblock4", "classifier.input",
-           device="cpu"),
+           device="cpu", kinds="8 map, 1 vector"),
     vision("efficientnet_b0", 16, "features.1.0", "features.7.0", "classifier.1.input",
-           device="cpu"),
+           device="cpu", kinds="18 map, 1 vector"),
     # Fused-MBConv first, then MBConv: both are the paper's blocks.
     vision("efficientnet_v2_s", 40, "features.1.0", "features.6.14", "classifier.1.input",
            device="cpu"),
     vision("regnet_y_400mf", 16, "trunk_output.block1.block1-0", "trunk_output.block4.block4-5",
-           "fc.input", device="cpu"),
+           "fc.input", device="cpu", ends="stem.2 fc.input"),
     # The paper's "MaxViT block" is called MaxVitLayer here, and MaxVitBlock is a stage.
     vision("maxvit_t", 11, "blocks.0.layers.0", "blocks.3.layers.1", "classifier.3.input",
            scores="classifier.5", size=224, settings={"input_size": (224, 224)}),
     # Dropout hands on, in evaluation mode, what the last Fire module gave.
     vision("squeezenet1_1", 8, "features.3", "features.12", "classifier.1.input",
-           scores="classifier.1 classifier.3", stands="features.12"),
-    vision("shufflenet_v2_x0_5", 16, "stage2.0", "stage4.3", "fc.input", device="cpu"),
+           scores="classifier.1 classifier.3", stands="features.12", ends="features.1 features.12"),
+    vision("shufflenet_v2_x0_5", 16, "stage2.0", "stage4.3", "fc.input", device="cpu",
+           ends="conv1.2 fc.input"),
     # Inception modules; the stem's convolutions, a chain of one class as well, are no blocks.
     vision("googlenet", 9, "inception3a", "inception5b", "fc.input",
-           settings={"init_weights": False}),
+           settings={"init_weights": False}, kinds="9 map, 1 vector"),
     # Nine of the paper's three kinds of modules; its two "grid reductions" stand between them.
     vision("inception_v3", 9, "Mixed_5b", "Mixed_7c", "fc.input", size=96,
            transitions="Mixed_6a Mixed_7a", settings={"init_weights": False}),
     # The separable convolution in front of the first inverted residual is no module.
-    vision("mnasnet0_5", 16, "layers.8.0", "layers.13.0", "classifier.1.input", device="cpu"),
+    vision("mnasnet0_5", 16, "layers.8.0", "layers.13.0", "classifier.1.input", device="cpu",
+           ends="layers.2 classifier.1.input"),
 ]
 
 TIMM = [
@@ -285,9 +295,9 @@ TRANSFORMERS = [
             {**TEXT, **IMAGES}, {"text_config": BERT, "projection_dim": 4,
                                  "vision_config": {**PATCHES, "num_hidden_layers": 2}}),
     hugging("ViTForImageClassification", 3, "vit.layers.0", "vit.layers.2", "classifier.input",
-            IMAGES, PATCHES),
+            IMAGES, PATCHES, since=RENAMED),
     hugging("DeiTForImageClassificationWithTeacher", 3, "deit.layers.0", "deit.layers.2",
-            "cls_classifier.input", IMAGES, PATCHES,
+            "cls_classifier.input", IMAGES, PATCHES, since=RENAMED,
             scores="cls_classifier distillation_classifier"),
     hugging("SwinForImageClassification", 7, "swin.encoder.layers.0.blocks.0",
             "swin.encoder.layers.2.blocks.1", "classifier.input", IMAGES,
@@ -305,7 +315,7 @@ TRANSFORMERS = [
             {**STAGES, "embedding_size": 8, "groups_width": 4}),
     hugging("SegformerForImageClassification", 8, "segformer.stages.0.blocks.0",
             "segformer.stages.3.blocks.1", "classifier.input", IMAGES,
-            {**STAGES, "num_attention_heads": [1, 1, 2, 2]},
+            {**STAGES, "num_attention_heads": [1, 1, 2, 2]}, since=RENAMED,
             transitions="segformer.stages.1.patch_embeddings segformer.stages.2.patch_embeddings "
             "segformer.stages.3.patch_embeddings"),
     # Attention and feed-forward are residual layers of one class, and no module holds a pair of

@@ -62,49 +62,9 @@ def images():
     return torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize(
-    ("name", "count", "options"),
-    [
-        ("resnet34", 18, {}),
-        ("vgg19_bn", 19, {}),
-        ("vgg11_bn", 11, {}),
-        ("mobilenet_v2", 20, {}),
-        ("vit_b_16", 13, {"image_size": 32}),
-        ("densenet121", 9, {}),
-        ("convnext_tiny", 19, {}),
-        ("swin_t", 16, {}),
-        ("efficientnet_b0", 19, {}),
-    ],
-)
-def test_counts(name, count, options):
-    with torch.device("meta"):  # shapes alone: no weights are drawn
-        model = getattr(torchvision.models, name)(num_classes=10, **options)
-        layers = candidate_layers(model, torch.zeros(2, 3, 32, 32))
-    assert len(layers) == count
-    assert len(set(names_of(layers))) == count
-    orders = [layer.order for layer in layers]
-    assert orders == sorted(orders)
-
-
-@pytest.mark.parametrize(
-    ("name", "size", "first", "last"),
-    [
-        ("alexnet", 64, "features.1", "classifier.5"),
-        ("squeezenet1_1", 32, "features.1", "features.12"),
-        ("mnasnet0_5", 32, "layers.2", "classifier.1.input"),
-        ("shufflenet_v2_x0_5", 32, "conv1.2", "fc.input"),
-        ("regnet_y_400mf", 32, "stem.2", "fc.input"),
-        ("mobilenet_v3_small", 32, "features.0.2", "classifier.1"),
-    ],
-)
-def test_other_architectures(name, size, first, last):
-    model = getattr(torchvision.models, name)(num_classes=10)
-    names = names_of(candidate_layers(model, torch.zeros(2, 3, size, size)))
-    assert (names[0], names[-1]) == (first, last)
-
-
 def test_paper_numbering_of_resnet34():
-    layers = candidate_layers(torchvision.models.resnet34(), torch.zeros(2, 3, 32, 32))
+    with torch.device("meta"):  # shapes alone: no weights are drawn
+        layers = candidate_layers(torchvision.models.resnet34(), torch.zeros(2, 3, 32, 32))
     blocks = [f"layer{i}.{j}" for i, depth in enumerate((3, 4, 6, 3), 1) for j in range(depth)]
     assert names_of(layers) == ["relu", *blocks, "fc.input"]
     assert layers[0] == Layer("relu", "map", (64, 16, 16), "activation")
@@ -112,36 +72,20 @@ def test_paper_numbering_of_resnet34():
     assert layers[0].dim == 64 * 16 * 16
 
 
-def test_kinds_of_vision_transformers():
-    swin = candidate_layers(torchvision.models.swin_t(), torch.zeros(2, 3, 32, 32))
-    assert [layer.kind for layer in swin] == ["map_last"] * 15 + ["vector"]
-    vit = candidate_layers(
-        torchvision.models.vit_b_16(image_size=32, num_classes=3), torch.zeros(2, 3, 32, 32)
-    )
-    assert [layer.kind for layer in vit] == ["tokens"] * 12 + ["vector"]
-
-
-def test_modules_that_are_not_run_are_left_out():
-    model = torchvision.models.googlenet(num_classes=5, init_weights=False)
-    names = names_of(candidate_layers(model, torch.zeros(2, 3, 32, 32)))
-    assert names[0] == "inception3a"
-    assert names[-2:] == ["inception5b", "fc.input"]
-    assert not any(name.startswith("aux") for name in names)
-
-
 def test_video_has_other_kind():
-    model = torchvision.models.video.r3d_18(num_classes=3)
-    layers = candidate_layers(model, torch.zeros(2, 3, 2, 16, 16))
+    with torch.device("meta"):
+        model = torchvision.models.video.r3d_18(num_classes=3)
+        layers = candidate_layers(model, torch.zeros(2, 3, 2, 16, 16))
     assert [layer.kind for layer in layers] == ["other"] * 9 + ["vector"]
 
 
 def test_segmentation_model_that_returns_a_mapping():
-    model = torchvision.models.segmentation.lraspp_mobilenet_v3_large(
-        weights_backbone=None, num_classes=3
-    )
-    layers = candidate_layers(model, torch.zeros(2, 3, 32, 32))
-    assert {layer.kind for layer in layers} == {"map"}
-    assert describe_layers(model, [""], torch.zeros(2, 3, 32, 32))[0].shape == (3, 32, 32)
+    options = {"weights_backbone": None, "num_classes": 3}
+    with torch.device("meta"):
+        model = torchvision.models.segmentation.lraspp_mobilenet_v3_large(**options)
+        images = torch.zeros(2, 3, 32, 32)
+        assert {layer.kind for layer in candidate_layers(model, images)} == {"map"}
+        assert describe_layers(model, [""], images)[0].shape == (3, 32, 32)
 
 
 def test_every_role(images):

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 from pages import NASTY, Read, many, scored, trained
 from scored import jumping, made, measured, swept
+from small import blobs, run_mlp
 
 from geomkd.common import files
 from geomkd.measures.table import TABLE
@@ -53,17 +54,21 @@ def test_ids_are_unique_and_references_resolve(large):
     assert set(re.findall(r'(?:url\(#|href="#)([^)"]+)', large)) <= set(ids)
 
 
-def test_the_script_is_short_and_style_decides_every_colour(large):
-    read = Read(large)
-    (script,), (style,) = read.texts("script"), read.texts("style")
-    assert len(read.all("script")[0][2].strip().splitlines()) < 100
-    assert not re.search("innerHTML|eval|fetch|XMLHttp|import ", script)
-    drawn = large[large.index("<body") :]
-    used = set(re.findall(r"var\((--c-[0-9a-f]{6})\)", drawn))
-    assert len(used) > 5
-    for place in (style, style[style.index("prefers-color-scheme: dark") :]):
-        assert used <= set(re.findall(r"(--c-[0-9a-f]{6}):", place))
-    assert not re.search(r"(fill|stroke|color): ?#", drawn)
+def test_the_script_is_short(large):
+    (script,) = Read(large).all("script")
+    assert len(script[2].strip().splitlines()) < 100
+    assert not re.search("innerHTML|eval|fetch|XMLHttp|import ", script[2])
+
+
+def test_style_decides_every_colour(large, tmp_path):
+    several = written({"a": scored(["a"]), "b": scored(["b"]), "c": trained()}, tmp_path)
+    for text in (large, several):
+        style, drawn = Read(text).texts("style")[0], text[text.index("<body") :]
+        used = set(re.findall(r"var\((--c-[0-9a-f]{6})\)", drawn))
+        assert len(used) > 5
+        for place in (style, style[style.index("prefers-color-scheme: dark") :]):
+            assert used <= set(re.findall(r"(--c-[0-9a-f]{6}):", place))
+        assert not re.search(r"(fill|stroke|color): ?#", drawn)
 
 
 def test_pictures_do_not_depend_on_the_style_of_the_session(tmp_path):
@@ -276,8 +281,6 @@ def test_a_distillation(tmp_path):
 
 
 def test_without_validation_data_it_is_said_what_the_accuracy_is_of(tmp_path):
-    from small import run_mlp
-
     items = Read(written(run_mlp(epochs=1), tmp_path)).texts("li")
     assert "no validation data: the accuracy is of the images trained on" in items
 
@@ -294,6 +297,33 @@ def test_several_stand_side_by_side(tmp_path):
     assert rows[1][head.index("best layer")] == "fc.act" and rows[1][head.index("epochs")] == "–"
     ids = [attributes["id"] for _, attributes, _ in read.elements if "id" in attributes]
     assert len(ids) == len(set(ids))
+
+
+def test_networks_are_compared_by_the_score_that_they_share(tmp_path):
+    one, other = scored(["a", "b", "c"]), scored(["d", "e"], seed=1, pool="mean")
+    read = Read(written({"one": one, "other": other}, tmp_path))
+    first = read.all("g", **{"class": "curve"})[:2]
+    assert [curve[1]["aria-label"] for curve in first] == ["one", "other"]
+    values, band = other.curve("quality")
+    told = "e: other {:.4g}, spread {:.4g} to {:.4g}".format(values[1], *band[1])
+    assert told in read.texts("title")
+    assert "the scores differ in pool: flatten, mean" in read.texts("li")
+
+
+def test_networks_are_compared_by_one_score_or_not_at_all(tmp_path):
+    contents = {"one": scored(["a", "b"]), "other": scored(["a", "b"], ["two_nn"])}
+    curves = Read(written(contents, tmp_path)).all("g", **{"class": "curve"})
+    assert curves[0][1]["aria-label"] == "separation (S)"
+    contents = {"one": measured(), "other": measured()}
+    compared = Read(written(contents, tmp_path, by="loes", k=1))
+    assert compared.all("g", **{"class": "curve"})[0][1]["aria-label"] == "one"
+
+
+def test_a_run_that_a_callback_ended(tmp_path):
+    result = run_mlp(epochs=3, val=blobs(20), callbacks=[lambda row: True])
+    assert "a callback ended the run before its last epoch" in Read(
+        written(result, tmp_path)
+    ).texts("li")
 
 
 @pytest.mark.parametrize("contents", [pd.DataFrame(), {"a": 1}])

@@ -78,6 +78,7 @@ def test_settings_say_how(scores):
         "seed": 0,
         "partial": False,
         "protocol": None,
+        "class_labels": [0, 1, 2, 3],
     }
     assert scores.settings == expected and list(scores.settings) == list(expected)
     assert json.loads(json.dumps(scores.settings)) == expected
@@ -227,7 +228,7 @@ def test_plot(scores):
     assert ax.get_ylabel() == "score (no unit)"
     assert [text.get_text() for text in ax.get_xticklabels()] == ["1", "3.input", "4"]
     assert legend_of(ax) == [
-        "selected",
+        "selected by quality",
         *(f"{name} ({name[0].upper()})" for name in TERMS[1:]),
         "quality (Q)",
     ]

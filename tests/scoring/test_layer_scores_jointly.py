@@ -12,7 +12,9 @@ from small import mlp
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from geomkd import LayerScores, score_layers
+from geomkd import LayerScores, score_layers, separation
+from geomkd.geometry import draws
+from geomkd.geometry.draws import SampleDraws
 from geomkd.measures import cka
 from geomkd.scoring.loes import loes, redundancy
 from geomkd.scoring.selection import top_apart
@@ -135,6 +137,43 @@ def test_the_first_measure_is_the_default_where_there_is_no_quality(scores):
     assert list(other.rank()["score"]) == sorted(other.frame["gbc"], reverse=True)
 
 
+# ---- by class ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("most", [1000, 40])
+def test_separation_by_class_has_the_mean_of_separation(features, monkeypatch, most):
+    """Of the subset that is kept: all 90 samples, or 39 of them."""
+    monkeypatch.setattr(draws, "MOST", most)
+    names = torch.tensor([7, -2, 30])  # whose order is not that of the class indices
+    scores = score(labels=names[Y], measures=["gbc"], subsamples=0)
+    table = scores.per_class()
+    assert list(table)[:3] == ["layer", "class", "n"] and len(table) == 6 * 3
+    assert set(table["n"]) == {min(most, 90) // 3} and list(table["class"][:3]) == [-2, 7, 30]
+    rows = SampleDraws(Y, [30, 30, 30], seed=0).rows
+    for name, x in zip(scores.frame["layer"], features, strict=False):
+        x, y = x[rows], names[Y][rows]
+        own = table[table["layer"] == name].set_index("class")
+        expected = separation(x, y, definition="robust").item()
+        assert own["separation"].mean() == pytest.approx(expected, abs=2e-6)
+        x = torch.nn.functional.normalize(x - x.mean(dim=0))
+        cosine = (x @ x.T).fill_diagonal_(torch.nan)
+        for c in (-2, 7, 30):
+            among = [cosine[y == c][:, y == b].nanmean().item() for b in (-2, 7, 30) if b != c]
+            within = cosine[y == c][:, y == c].nanmean().item()
+            found = own.loc[c, ["within_cosine", "between_cosine", "separation"]].tolist()
+            expected = [within, np.mean(among), within - np.mean(among)]
+            assert found == pytest.approx(expected, abs=2e-6)
+
+
+def test_classes_are_those_of_a_file(scores, tmp_path):
+    loaded = LayerScores.load(scores.save(tmp_path / "a"))
+    pd.testing.assert_frame_equal(loaded.per_class(), scores.per_class())
+    with pytest.raises(ValueError, match="needs labels and kept samples; got labels='none', 90"):
+        score(measures=["two_nn"], labels="none", subsamples=0).per_class()
+    with pytest.raises(ValueError, match="needs labels and kept samples; got labels='own', 0 s"):
+        made().per_class()
+
+
 # ---- sample sizes --------------------------------------------------------------------------------
 
 
@@ -222,12 +261,14 @@ def test_bands_are_on_the_curves_range(scores):
     assert band == pytest.approx([edges.min(), edges.max()])
 
 
-def test_many_curves_have_no_bands_and_each_its_own_look(scores):
-    ax = scores.plot()
-    assert len(scores.draws) == 10 == len(ax.get_lines()) and not ax.collections
-    looks = {(line.get_color(), line.get_linestyle(), line.get_marker()) for line in ax.get_lines()}
-    assert len(looks) == 10
-    assert ax.get_legend().get_title().get_text() == ""
+def test_many_curves_have_a_panel_and_a_band_each(scores):
+    ax = scores.plot(k=2)
+    _, *panels = ax.figure.axes
+    assert len(scores.draws) == 10 == len(panels) and not ax.get_lines()
+    for panel, name in zip(panels, scores.draws, strict=True):
+        assert len(panel.get_lines()) == len(panel.collections) == 1 and len(panel.patches) == 2
+        np.testing.assert_array_equal(panel.get_lines()[0].get_ydata(), scores.frame[name])
+    assert "shaded: selected by quality; bands: 95 %" in panels[0].get_title(loc="left")
     with pytest.raises(ValueError, match=r"one of .*; got 'depths'"):
         scores.plot(measures=["depths"])
 

@@ -27,7 +27,9 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from geomkd import knowledge_quality
+from geomkd.common import progress
 from geomkd.data.sample import Sample
+from geomkd.scoring import score_layers as scoring
 
 
 class TwiceRelu(nn.Module):
@@ -172,8 +174,8 @@ def test_layers_come_out_in_order_of_execution():
     assert list(frame["depth"]) == [0, 1, 2, 3, 4]
     assert list(frame["role"]) == ["named", "named", "named", "head_input", "head"]
     assert list(frame["kind"]) == ["map", "map", "map", "vector", "vector"]
-    assert list(frame["shape"])[1] == (128, 4, 4)
-    assert list(frame["dim"]) == [64 * 256, 128 * 16, 256 * 4, 512, 4]
+    assert list(frame["shape"])[1] == (16, 4, 4)
+    assert list(frame["dim"]) == [64 * 256, 16 * 16, 32 * 4, 64, 4]
     assert_as_measured(scores, by_hand(model, images(), names), Y)
 
 
@@ -235,7 +237,7 @@ def test_published_pool_of_a_large_map():
 
 
 def test_pool_that_does_not_fit_names_the_layer():
-    text = "layer 'layer1.0': pool='cls' does not fit features of kind 'map', (2, 64, 8, 8)"
+    text = "layer 'layer1.0': pool='cls' does not fit features of kind 'map', (2, 8, 8, 8)"
     with pytest.raises(ValueError, match=re.escape(text)):
         score(resnet18(), (images(), Y), layers=["layer1.0"], pool="cls")
 
@@ -426,4 +428,24 @@ def test_progress(capfd):
     assert capfd.readouterr() == ("", "")
     score(sequential(), (vectors(), Y), progress=True)
     out, err = capfd.readouterr()
-    assert out == "" and "samples" in err
+    assert out == "" and re.fullmatch(r"scoring \S+: 100%\S+ \[00:\d\d<00:00\]\n", err)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"entropy_per_class": 8}, {"null": 19}, {"memory": 1}], ids=str
+)
+def test_the_bar_moves_to_its_end(options, monkeypatch, capfd):
+    """With each batch that is read, and with each layer that is scored, by its name."""
+    monkeypatch.setattr(progress, "SECONDS", 0)
+    bars, bar_of = [], scoring.bar_of
+    monkeypatch.setattr(scoring, "bar_of", lambda *a, **o: bars.append(bar_of(*a, **o)) or bars[0])
+    model, data = wide(1024, 20_000), (vectors(), Y)
+    if "memory" in options:  # the second layer in slices
+        options = {"memory": f"{least_of(model, data) + 1} MB"}
+    score(model, data, progress=True, **options)
+    assert bars[0].n == bars[0].total
+    lines = capfd.readouterr().err.splitlines()
+    told = [re.match(r"(reading|scoring) (\S+): +(\d+)%", line).groups() for line in lines]
+    assert list(dict.fromkeys(name for what, name, _ in told if what == "scoring")) == ["1", "3"]
+    shares = [int(share) for *_, share in told]
+    assert shares == sorted(shares) and len(set(shares)) > 4 and shares[-1] == 100

@@ -86,10 +86,10 @@ def states():
     [*((name, {}) for name in DRAWS), ("torch", {"entropy_per_class": 30, "samples": 60})],
 )
 def test_one_seed_gives_one_result_in_any_memory(name, options, plans):
-    model = Masked(DRAWS[name], width=30_000)
+    model = Masked(DRAWS[name], width=8000)
     least = least_of(model, (X, Y), **options)
     before, frames = states(), []
-    for memory in ("2GB", f"{least + 30}MB", f"{least + 1}MB"):
+    for memory in ("2GB", f"{least + 8}MB", f"{least + 1}MB"):
         frames.append(score(model, (X, Y), memory=memory, **options).to_frame())
         assert states() == before
         torch.rand(1), np.random.rand(), random.random()  # noqa: NPY002

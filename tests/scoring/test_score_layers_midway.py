@@ -95,7 +95,7 @@ def interrupted(model, data, plans, after, **options):
 
 
 def test_ctrl_c_midway_gives_what_is_done(plans):
-    model, n = wide(*WIDTHS), 400
+    model, n = wide(*WIDTHS), 200
     data = (vectors(n), torch.arange(n) % CLASSES)
     options = {"memory": f"{least_of(model, data, subsamples=2) + 3}MB", "subsamples": 2}
     whole = score(model, data, **options)

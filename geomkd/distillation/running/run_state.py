@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,7 +24,7 @@ from geomkd.distillation.running.fingerprints import (
 from geomkd.distillation.running.recipe import Recipe
 from geomkd.distillation.running.setup import Networks
 from geomkd.distillation.running.teacher import CachedTeacher, LiveTeacher
-from geomkd.distillation.running.tracking import Means, Scalars
+from geomkd.distillation.running.tracking import Means
 from geomkd.network.forward import unwrap
 
 
@@ -44,7 +44,7 @@ class Run:
     scaler: torch.amp.GradScaler
     augment: Callable[[Any], Any] | None = None
     channels_last: bool = False
-    scalars: Scalars | None = None
+    callbacks: Sequence[Callable] = ()
     checkpoints: Checkpoints | None = None
     lr: float = 0.0  # of the last step
 
@@ -73,6 +73,7 @@ class Progress:
     means: Means = field(default_factory=Means)  # of these steps
     seconds: float = 0.0  # that they took
     rows: list[dict[str, Any]] = field(default_factory=list)  # history of the finished epochs
+    stopped: bool = False  # by a callback
 
 
 def state_of(run: Run, at: Progress) -> dict[str, Any]:

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from geomkd.common.checks import check_choice
 from geomkd.common.distributed import gathered, world
 from geomkd.common.files import atomic_write
+from geomkd.common.progress import bar_of
 from geomkd.distillation.running.batches import Batches
 from geomkd.distillation.running.fingerprints import (
     data_fingerprint,
@@ -145,8 +145,8 @@ class CachedTeacher:
         gathered(None)  # every process has seen what is missing before one writes
         here = world()
         own = here.share(missing)
-        show = progress and here.is_first
-        for start in tqdm(own, desc="teacher features", unit=" files", disable=not show or not own):
+        options = {"show": progress and own, "unit": " files", "leave": True}
+        for start in bar_of(len(own), "teacher features", iterable=own, **options):
             places = list(range(start, min(start + SHARD, self.total)))
             parts: list[list[Tensor]] = [[] for _ in range(kinds)]
             for at in range(0, len(places), BATCH):

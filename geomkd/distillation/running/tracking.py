@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from geomkd.common.distributed import summed, world
+from geomkd.common.distributed import agreed, summed, world
 
 
 class Means:
@@ -91,29 +93,32 @@ def warn_at_chance(accuracy: float, labels: Tensor | None, n_classes: int, n: in
         warnings.warn(message, stacklevel=3)
 
 
-class Scalars:
-    """Writes the rows of a history for TensorBoard, from the first process; without folder none."""
+def told(callbacks: Sequence[Callable], row: Mapping[str, Any]) -> bool:
+    """Tell a row to the callbacks, in the first process; whether one returns True, in all."""
 
-    def __init__(self, folder: str | os.PathLike | None) -> None:
-        self.writer = None
-        if folder is not None and world().is_first:
-            try:
-                from torch.utils.tensorboard import SummaryWriter
-            except ModuleNotFoundError as error:
-                raise ImportError("log_dir= needs TensorBoard: geomkd[tensorboard]") from error
-            self.writer = SummaryWriter(os.fspath(folder))
+    def tell() -> bool:
+        answers = [callback(dict(row)) for callback in callbacks]
+        return any(isinstance(a, bool | np.bool_) and bool(a) for a in answers)  # not just truthy
 
-    def write(self, row: Mapping[str, float]) -> None:
-        """Write every number of a row at its epoch."""
-        if self.writer is not None:
-            for name, value in row.items():
-                if name != "epoch":
-                    self.writer.add_scalar(name, value, row["epoch"])
-            self.writer.flush()
+    return agreed(tell, first_only=True)
 
-    def __enter__(self) -> Scalars:
-        return self
 
-    def __exit__(self, *_: object) -> None:
-        if self.writer is not None:
-            self.writer.close()
+@contextmanager
+def scalars(folder: str | os.PathLike | None) -> Iterator[list[Callable]]:
+    """Make what writes rows for TensorBoard, in the first process; nothing without a folder."""
+    if folder is None or not world().is_first:
+        yield []
+        return
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ModuleNotFoundError as error:
+        raise ImportError("log_dir= needs TensorBoard: geomkd[tensorboard]") from error
+
+    def write(row: dict[str, Any]) -> None:
+        for name, value in row.items():
+            if name != "epoch":
+                writer.add_scalar(name, value, row["epoch"])
+        writer.flush()
+
+    with SummaryWriter(os.fspath(folder)) as writer:
+        yield [write]

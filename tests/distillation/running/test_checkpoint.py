@@ -1,5 +1,6 @@
 """A run that is killed at any moment ends, resumed, bit for bit where it would have ended."""
 
+import functools
 import os
 import random
 import shutil
@@ -89,6 +90,25 @@ def files(folder):
     return sorted(Path(folder).iterdir())
 
 
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory):
+    """Folders of checkpoints of runs that an error ended, by the number of their steps."""
+
+    @functools.cache
+    def made(n_steps):
+        folder = tmp_path_factory.mktemp("stopped")
+        interrupted(folder, n_steps, workers=0)
+        return folder
+
+    return made
+
+
+@pytest.fixture
+def copied(stopped, tmp_path):
+    """A copy, to go on from or to spoil."""
+    return lambda n_steps: shutil.copytree(stopped(n_steps), tmp_path, dirs_exist_ok=True)
+
+
 @pytest.mark.parametrize("n_steps", [0, 1, 3, 10, 19])
 def test_resumed_after_an_error(tmp_path, uninterrupted, n_steps):
     interrupted(tmp_path, n_steps, workers=0)  # nor does the number of workers matter
@@ -120,8 +140,8 @@ def test_two_files_are_kept(tmp_path):
     ],
     ids=["truncated", "empty", "one bit"],
 )
-def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, uninterrupted, damage):
-    interrupted(tmp_path, 17)
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, copied, uninterrupted, damage):
+    copied(17)
     older, last = files(tmp_path)
     assert (older.name[:14], last.name[:14]) == ("step-000000012", "step-000000015")
     last.write_bytes(damage(last.read_bytes()))
@@ -131,8 +151,8 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, uninterrupte
     assert len(files(tmp_path)) == 2
 
 
-def test_with_every_checkpoint_damaged_the_run_begins_anew(tmp_path, uninterrupted):
-    interrupted(tmp_path, 17)
+def test_with_every_checkpoint_damaged_the_run_begins_anew(tmp_path, copied, uninterrupted):
+    copied(17)
     for path in files(tmp_path):
         path.write_bytes(b"nothing")
     with pytest.warns(UserWarning, match="is damaged: its 7 bytes are not those"):
@@ -163,23 +183,23 @@ def test_what_a_killed_process_left_half_written_is_cleared(tmp_path):
         ({"precision": "bf16", "clip_norm": None}, "clip_norm is 1.0 .*; precision is 'fp32'"),
     ],
 )
-def test_a_checkpoint_of_another_run_is_refused(tmp_path, options, text):
-    interrupted(tmp_path, 4)
+def test_a_checkpoint_of_another_run_is_refused(tmp_path, copied, options, text):
+    copied(4)
     before = [path.read_bytes() for path in files(tmp_path)]
     with pytest.raises(ValueError, match=rf"step-000000003-.* belongs to another run: .*{text}"):
         run(tmp_path, **options)
     assert [path.read_bytes() for path in files(tmp_path)] == before
 
 
-def test_other_data_is_another_run(tmp_path, monkeypatch):
-    interrupted(tmp_path, 4)
+def test_other_data_is_another_run(tmp_path, copied, monkeypatch):
+    copied(4)
     monkeypatch.setattr("killed.Shifted.__len__", lambda self: 180)
     with pytest.raises(ValueError, match=r"another run: train is '.*' there and '.*' here; give"):
         run(tmp_path)
 
 
-def test_resume_false_refuses_a_folder_with_checkpoints(tmp_path):
-    interrupted(tmp_path, 4)
+def test_resume_false_refuses_a_folder_with_checkpoints(tmp_path, copied):
+    copied(4)
     with pytest.raises(ValueError, match=r"resume=False needs a folder without .*step-000000003"):
         run(tmp_path, resume=False)
     shutil.rmtree(tmp_path)

@@ -9,7 +9,7 @@ from two_processes import run
 
 SCRIPT = Path(__file__).parents[2] / "two_processes.py"
 FLOAT64 = ["float64", "objective:ce", "objective:kd_standardized", "objective:feature_kd"]
-FLOAT32 = ["float32", "everything", "cached", "checkpoints", "idle", "pca"]
+FLOAT32 = ["float32", "everything", "cached", "checkpoints", "idle", "pca", "stopped"]
 OTHER = ["different", "normalised", "resumed"]
 
 pytestmark = pytest.mark.slow
@@ -38,6 +38,7 @@ def test_the_loss_curve_is_that_of_one_process(of_two, tmp_path, case):
     print(f"{case}: loss {two['history']['loss']} in two processes, {history['loss']} in one")
     for name, values in history.items():
         assert two["history"][name] == pytest.approx(values, rel=rel, abs=1e-12), name
+    assert (len(history["loss"]), one.stopped) == (2, case == "stopped")
     for name, value in one.student.state_dict().items():
         torch.testing.assert_close(two["student"][name], value, rtol=10 * rel, atol=rel)
 
