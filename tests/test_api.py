@@ -26,6 +26,7 @@ ORDER = [
     "plots",
     "scoring",
     "distillation",
+    "report",
     "quickstart",
     "",  # geomkd itself
     "cli",

@@ -51,6 +51,17 @@ def test_layers_lines_bands_and_marks():
     ax.figure.canvas.draw()
 
 
+def test_one_score_of_another_kind_has_its_own_unit():
+    frame = FRAME.assign(two_nn=[20.0, 30.0, 25.0])
+    bands = {"two_nn": np.array([[18.0, 22.0], [28.0, 32.0], [24.0, 26.0]])}
+    ax = plot_layers(frame, ["two_nn"], bands, ["b"])
+    (line,) = ax.get_lines()
+    assert list(line.get_ydata()) == [20, 30, 25] and ax.get_ylim()[0] > 15
+    assert texts(ax.get_legend()) == ["selected", "two nn"]
+    (band,) = ax.collections
+    assert band.get_datalim(ax.transData).intervaly.tolist() == [18, 32]
+
+
 def test_layers_into_given_axes():
     _, ax = plt.subplots()
     assert plot_layers(FRAME, TERMS, {}, [], ax=ax) is ax

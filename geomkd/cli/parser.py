@@ -125,6 +125,7 @@ def _score(commands: argparse._SubParsersAction) -> None:
     add("--sweep", "smaller sample sizes to score beside", type=int, nargs="+")
     _add_scoring(score)
     add("--device", "where to run (default: where the model is)")
+    add("--report", "write report.html as well, a page to show", action="store_true")
     _add_common(score, score_layers)
 
 

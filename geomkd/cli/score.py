@@ -36,31 +36,36 @@ def scored(options: argparse.Namespace, say: Callable[[str], Any]) -> None:
     check_takes_images(f"--model {options.model}", loaded, data)
     say(f"model: {loaded.story}\ndata: {options.data}, {len(data)} images\nimages: {images}")
     inputs = {"model": loaded.model, "data": data, "progress": not options.quiet}
-    scores = score_layers(**options_of(score_layers, options) | inputs)
-    name = options.by or scores.by
-    by = RULES.get(name, name)
-    ranked = scores.by if by == "loes" else by
-    before_head = int((scores.to_frame()["role"] != "head").sum())
-    selected = scores.select(min(options.k, before_head), by=by)
-    folder = new_folder(options.out, "geomkd-scores")
-    scores.save(folder / "scores.npz")  # first: a layer without a score has no rank
-    write_frame(folder / "layers.csv", scores.to_frame())
     with warnings.catch_warnings(record=True) as told:
-        warnings.simplefilter("always")
+        warnings.simplefilter("always", UserWarning)
+        scores = score_layers(**options_of(score_layers, options) | inputs)
+        name = options.by or scores.by
+        by = RULES.get(name, name)
+        ranked = scores.by if by == "loes" else by
+        before_head = int((scores.to_frame()["role"] != "head").sum())
+        selected = scores.select(min(options.k, before_head), by=by)
+        folder = new_folder(options.out, "geomkd-scores")
+        scores.save(folder / "scores.npz")  # first: a layer without a score has no rank
+        write_frame(folder / "layers.csv", scores.to_frame())
         ranks = scores.rank(by=ranked)
+    notes = [str(warning.message) for warning in told]
     write_frame(folder / "ranks.csv", ranks)
     wrote = ["layers.csv", "ranks.csv", "layers.png", "scores.npz"]
     if options.sweep:
         write_picture(folder / "sweep.png", scores.plot_sweep(by=ranked))
         wrote.append("sweep.png")
     write_picture(folder / "layers.png", scores.plot(k=len(selected), by=by))
-    summary = {"model": loaded.story, "data": str(options.data), "images": images}
-    summary |= {"selected": selected, "by": name}
+    about = {"model": loaded.story, "data": str(options.data), "images": images}
+    if options.report:
+        made = {"about": about | machine(), "notes": notes}
+        scores.to_html(folder / "report.html", by=by, k=len(selected), **made)
+        wrote.append("report.html")
+    summary = about | {"selected": selected, "by": name}
     summary["settings"] = {k: v for k, v in scores.settings.items() if k != "subset_classes"}
     write_json(folder / "summary.json", summary | {"machine": machine()})
     say("\n" + ranked_table(scores, ranks))
-    for warning in told:  # where it is read, in the place of a line of code
-        say(f"note: {warning.message}")
+    for note in notes:  # where it is read, in the place of a line of code
+        say(f"note: {note}")
     say(f"selected by {name}: {', '.join(selected)}")
     say(f"wrote {', '.join(wrote)} and summary.json to {folder}")
 
@@ -76,11 +81,7 @@ def ranked_table(scores: LayerScores, ranks: DataFrame) -> str:
     """Layers from best to worst with every score, as text."""
     columns = ["layer", "kind", "dim", *scores.draws]
     table = ranks.drop(columns="score").merge(scores.to_frame()[columns], on="layer")
-    table["95% ranks"] = [
-        "-" if missing else f"{low}-{high}"
-        for low, high, missing in zip(
-            table["best"], table["worst"], table["best"].isna(), strict=True
-        )
-    ]
+    low, high = table["best"].astype("string"), table["worst"].astype("string")
+    table["95% ranks"] = (low + "-" + high).fillna("-")
     shown = ["rank", "95% ranks", *columns, "tied_with"]
     return table[shown].to_string(index=False, float_format=lambda value: f"{value:.3f}", na_rep="")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import html
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -73,6 +75,12 @@ class DistillationResult:
         with atomic_write(path) as file:
             torch.save(unwrap(self.student).state_dict(), file)
 
+    def to_html(self, path: str | os.PathLike, **options: Any) -> Path:
+        """Write a page to show, one file; ``options`` are those of `geomkd.report.page`."""
+        from geomkd.report import page
+
+        return page(self, path, **options)
+
     def plot(self, ax: Axes | None = None, *, teacher_accuracy: float | None = None) -> Axes:
         """Draw accuracy and loss by epoch; see `geomkd.plots.plot_training`."""
         return plot_training(self.history, self.objective, ax, teacher=teacher_accuracy)
@@ -83,3 +91,8 @@ class DistillationResult:
             f"epochs={len(self.history)}{', stopped' * self.stopped}, "
             f"{self.accuracy_on}_accuracy={self.accuracy:.4f})"
         )
+
+    def _repr_html_(self) -> str:
+        last = self.history.tail(1).to_html(index=False, float_format="{:.4g}".format, border=0)
+        pairs = "".join(f"<li>{html.escape(f'{a} → {b}')}</li>" for a, b in self.pairs)
+        return f"<p><code>{html.escape(repr(self), quote=False)}</code></p>{last}<ul>{pairs}</ul>"

@@ -115,9 +115,10 @@ class NeuralCollapse(NamedTuple):
     ----------
     nc1
         Variability within classes: tr(S_w S_b^+) / C.
-    nc2_norms, nc2_angles
-        Unequal norms of the centred class means: standard deviation over mean. Unequal angles
-        between them: mean |cos + 1 / (C - 1)| over pairs.
+    nc2_norms
+        Unequal norms of the centred class means: standard deviation over mean.
+    nc2_angles
+        Unequal angles between centred class means: mean |cos + 1 / (C - 1)| over pairs.
     nc3
         Distance of the head's weight from the class means, squared, each of unit Frobenius norm;
         NaN without a head.

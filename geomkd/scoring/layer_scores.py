@@ -293,6 +293,12 @@ class LayerScores:
         scores_file.write(path, self)
         return Path(path)
 
+    def to_html(self, path: str | os.PathLike, **options: Any) -> Path:
+        """Write a page to show, one file; ``options`` are those of `geomkd.report.page`."""
+        from geomkd.report import page
+
+        return page(self, path, **options)
+
     @classmethod
     def load(cls, path: str | os.PathLike) -> LayerScores:
         """Read what `save` wrote; ``ValueError`` for any other file."""

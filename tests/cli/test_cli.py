@@ -1,3 +1,4 @@
+import html
 import json
 
 import numpy as np
@@ -67,6 +68,29 @@ def test_without_half_samples_ranks_are_open(images, tmp_path, capsys):
     assert main(command) == 0
     selected = json.loads((tmp_path / "o" / "summary.json").read_text())["selected"]
     assert len(selected) == 10 and "nan" not in capsys.readouterr().out.lower()
+
+
+def test_score_writes_a_page(images, tmp_path, capsys):
+    with np.load(images) as old:
+        x, y = old["x_train"], old["y_train"]
+    x[:3] = 0
+    np.savez(images, x_train=x, y_train=y)
+    command = ["score", "--model", "torchvision:resnet18", "--data", images, "--quiet", "--report"]
+    command += ["--out", str(tmp_path / "o"), "--layers", "relu", "layer1.0", "fc.input"]
+    command += ["--subsamples", "2", "--k", "1", "--by", "sqrt_si", "--measures"]
+    assert main([*command, "knowledge_quality", "two_nn"]) == 0
+    printed = capsys.readouterr()
+    assert printed.err == "" and "report.html" in printed.out.splitlines()[-1]
+    text = (tmp_path / "o" / "report.html").read_text("utf-8")
+    assert text.startswith("<!DOCTYPE html>") and "of highest sqrt si" in text
+    for said in ("images: scaled to", "random, seed 0", torch.__version__):
+        assert said.removeprefix("images: ") in text
+    notes = [line[6:] for line in printed.out.splitlines() if line.startswith("note: ")]
+    few, *rows = sorted(notes)
+    assert few.startswith("a class has fewer than 25 samples")
+    assert rows and all("3 of 40" in note or "2 of 40" in note for note in rows)
+    assert all(html.escape(note) in text for note in notes)
+    assert text.count("a class has fewer than 25 samples") == 1
 
 
 @pytest.mark.parametrize(

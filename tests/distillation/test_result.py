@@ -110,6 +110,15 @@ def test_plot_draws_the_curves():
     pyplot.close("all")
 
 
+def test_html_has_the_last_epoch_and_the_pairs():
+    result = run_mlp(epochs=3)
+    object.__setattr__(result, "pairs", [("a<b", "c")])
+    text = result._repr_html_()
+    assert text.startswith("<p><code>DistillationResult(objective='features', pairs=1, epochs=3")
+    assert text.count("<tr") == 2 and "<td>3</td>" in text and "<li>a&lt;b → c</li>" in text
+    assert "color" not in text and "background" not in text
+
+
 def test_scalars_are_written_for_tensorboard(tmp_path):
     loaders = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     result = run_mlp(val=blobs(20), log_dir=tmp_path)
