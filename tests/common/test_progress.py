@@ -3,6 +3,7 @@
 import os
 import pty
 import re
+import select
 import sys
 import termios
 import time
@@ -16,7 +17,6 @@ from geomkd.common.progress import bar_of
 def written(monkeypatch, ends, seconds=0.2, **options):
     """What a bar of 3,000 pieces writes to the second of two connected files in some time."""
     read, write = ends
-    os.set_blocking(read, False)
     with os.fdopen(write, "w") as file:
         monkeypatch.setattr(sys, "stderr", file)
         started = time.perf_counter()
@@ -26,10 +26,12 @@ def written(monkeypatch, ends, seconds=0.2, **options):
                 time.sleep(seconds / 3000)
         took = time.perf_counter() - started
         file.flush()
-        text = os.read(read, 10**6).decode()
+        text = b""
+        while select.select([read], [], [], 0.2)[0]:  # a terminal hands on what it has bit by bit
+            text += os.read(read, 10**6)
     monkeypatch.undo()
     os.close(read)
-    return text, took
+    return text.decode(), took
 
 
 def test_a_pipe_is_given_a_line_now_and_then(monkeypatch):
