@@ -243,7 +243,9 @@ def test_objectives_of_places_on_maps_say_so(objective):
 
 
 def test_principal_components_of_texts_of_many_lengths():
-    run(loader(texts(24)), objective=Features(projector="pca"), batch_size=6)
+    items, options = texts(24), {"objective": Features(projector="pca"), "batch_size": 6}
+    losses = [run(loader(items, **w), **options).history["features"] for w in ({}, {"width": 40})]
+    assert losses[0].tolist() == pytest.approx(losses[1].tolist(), rel=1e-3)
 
 
 def test_teachers_answers_in_files_need_texts_of_one_width(tmp_path):
