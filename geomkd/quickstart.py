@@ -28,7 +28,7 @@ from geomkd.distillation.pairing import evenly_spaced, pair_layers
 from geomkd.geometry.precision import one_thread
 from geomkd.plots import plot_accuracy
 from geomkd.scoring.layer_scores import LayerScores
-from geomkd.scoring.rules import sqrt_si
+from geomkd.scoring.ranking import sqrt_si
 from geomkd.scoring.score_layers import score_layers
 
 if TYPE_CHECKING:

@@ -29,7 +29,7 @@ from geomkd.distillation.running.recipe import Recipe
 from geomkd.measures.table import columns_of, named
 from geomkd.network.layers import describe_layers
 from geomkd.scoring.layer_scores import LayerScores
-from geomkd.scoring.rules import RULES
+from geomkd.scoring.ranking import RULES
 from geomkd.scoring.score_layers import score_layers
 
 EVENLY = {"even": "evenly_spaced", "last": "last"}

@@ -20,7 +20,7 @@ from geomkd.common.results_folder import (
 )
 from geomkd.measures.table import columns_of, named
 from geomkd.scoring.layer_scores import LayerScores
-from geomkd.scoring.rules import RULES
+from geomkd.scoring.ranking import RULES
 from geomkd.scoring.score_layers import score_layers
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from geomkd.common.checks import check_dataset_size, check_definition, check_int, check_names
+from geomkd.common.checks import about, check_dataset_size, check_definition, check_int, check_names
 from geomkd.common.progress import Bar, bar_of
 from geomkd.data.sample import Sample, read_as_given
 from geomkd.geometry.columns import Columns, column_slices, residual_gram
@@ -298,7 +298,7 @@ class _Job:
         classes = self.reader.sample.classes._replace(index=draws.index)
         subset, work, move = SubsetGram(draws.rows, scale), self.measures.work, self.bar.update
         subset.seen = lambda width: move(work(width, more=False))
-        try:
+        with about(f"layer {stored.layer.name!r}"):
             gram = ClassGram.from_columns(
                 subset.watching(columns), classes, stored.gram_dtype, scale
             )
@@ -306,9 +306,6 @@ class _Job:
                 scored = self.measures.of(gram, subset, features, squares)
             move(work(0))
             return Row(stored, *scored, subset.packed())
-        except (TypeError, ValueError) as error:
-            kind = TypeError if isinstance(error, TypeError) else ValueError
-            raise kind(f"layer {stored.layer.name!r}: {error}") from error
 
     def _entropy_grams(self, group: list[Stored]) -> dict[str, list[Tensor]]:
         """Gram matrix of every class's larger sample, where one was asked for."""

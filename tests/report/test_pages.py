@@ -15,7 +15,7 @@ from geomkd.common import files
 from geomkd.measures.table import TABLE
 from geomkd.report import page
 from geomkd.report.pages import meaning
-from geomkd.scoring.rules import sqrt_si
+from geomkd.scoring.ranking import sqrt_si
 
 
 def written(contents, folder, **options):
