@@ -50,18 +50,12 @@ def distilled(options: argparse.Namespace, say: Callable[[str], Any]) -> None:
         if objective.uses_features:
             choice = _choose(options, inputs, device, folder)
         say(f"layers: {choice[1]}")
-        given = {
-            "student": inputs.student.model,
-            "teacher": inputs.teacher and inputs.teacher.model,
-            "train": inputs.train,
-            "val": inputs.val,
-            "pairs": choice[0] or None,
-            "objective": objective,
-            "device": device,
-            "cache_dir": options.cache_dir or (folder / "cache" if options.cache else None),
-            "checkpoint_dir": folder / "checkpoints",
-            "progress": not options.quiet,
-        }
+        teacher = inputs.teacher and inputs.teacher.model
+        given = {"pairs": choice[0] or None, "objective": objective, "device": device}
+        given |= {"train": inputs.train, "val": inputs.val, "progress": not options.quiet}
+        given["cache_dir"] = options.cache_dir or (folder / "cache" if options.cache else None)
+        given |= {"checkpoint_dir": folder / "checkpoints", "teacher": teacher}
+        given["student"] = inputs.student.model
         result = distill(**options_of(distill, options) | given)
         summary = _summary(options, inputs, choice, objective, result)
         agreed(lambda: _write(folder, result, summary), first_only=True)
@@ -261,5 +255,5 @@ def _end(summary: dict[str, Any], folder: Path) -> str:
     if best is not None:
         text += f", validation accuracy {last['val_accuracy']:.1%}\n"
         text += f"best validation epoch, {best['epoch']}: {best['val_accuracy']:.1%}"
-    text += f"\n{summary['seconds_of_all_epochs']:.0f} s of training; wrote student.pt, "
-    return f"{text}history.csv,\ntraining.png, summary.json and config.toml to {folder}"
+    text += f"\n{summary['seconds_of_all_epochs']:.0f} s of training\nwrote student.pt, "
+    return f"{text}history.csv, training.png, summary.json and config.toml to {folder}"

@@ -212,27 +212,16 @@ def score_layers(
             draws = SampleDraws(index, sizes, subsamples, seed, smaller)
             given = torch.tensor(sample.classes.names)[index]
             scored = LayerMeasures(wanted, draws, given, definition, size, null, center)
-            share.settings = Settings(
-                model=type(unwrap(model)).__name__,
-                measures=tuple(wanted),
-                definition=definition,
-                pool=pool,
-                center=center,
-                samples=n,
-                samples_per_class=(min(sizes), max(sizes)),
-                classes=len(sizes),
-                labels=labels if isinstance(labels, str) else "own" if labels is None else "given",
-                subset=len(draws.rows),
-                subset_classes=tuple(index[draws.rows].tolist()),
-                entropy_per_class=None if entropy_per_class is None else int(entropy_per_class),
-                dataset_size=size,
-                subsamples=subsamples,
-                sweep=tuple(smaller),
-                null=null,
-                seed=seed,
-                protocol=protocol,
-                class_labels=tuple(sample.classes.names),
-            )
+            own = labels if isinstance(labels, str) else "own" if labels is None else "given"
+            made = {"model": type(unwrap(model)).__name__, "measures": tuple(wanted), "labels": own}
+            made |= {"definition": definition, "pool": pool, "center": center, "samples": n}
+            made |= {"samples_per_class": (min(sizes), max(sizes)), "classes": len(sizes)}
+            made |= {"subset": len(draws.rows), "class_labels": tuple(sample.classes.names)}
+            made["subset_classes"] = tuple(index[draws.rows].tolist())
+            most = None if entropy_per_class is None else int(entropy_per_class)
+            made |= {"entropy_per_class": most, "dataset_size": size, "subsamples": subsamples}
+            made |= {"sweep": tuple(smaller), "null": null, "seed": seed, "protocol": protocol}
+            share.settings = Settings(**made)
             example, more = example_of(sample, place), sample.batches(BATCH)
             found = survey(model, example, names, granularity=granularity, forward=forward)
             chosen = sorted(found.layers, key=lambda layer: layer.order)

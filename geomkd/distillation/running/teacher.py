@@ -106,16 +106,9 @@ class CachedTeacher:
         self.has_logits = networks.objective.uses_teacher_logits
         self.device, self.total = train.device, train.order.total
         self.stored = dtype or "float32"
-        what = {
-            "teacher": weights_fingerprint(networks.teacher),
-            "data": data_fingerprint(train),
-            "layers": self.names,
-            "logits": self.has_logits,
-            "samples": self.total,
-            "stored": self.stored,
-            "shard": SHARD,
-            "precision": precision,
-        }
+        what = {"teacher": weights_fingerprint(networks.teacher), "data": data_fingerprint(train)}
+        what |= {"layers": self.names, "logits": self.has_logits, "samples": self.total}
+        what |= {"stored": self.stored, "shard": SHARD, "precision": precision}
         text = json.dumps(what, sort_keys=True)
         self.folder = Path(folder) / hashlib.sha256(text.encode()).hexdigest()[:16]
         self.folder.mkdir(parents=True, exist_ok=True)
