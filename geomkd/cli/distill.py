@@ -215,25 +215,16 @@ def _summary(
     if result.best_val_accuracy is not None:
         epoch = int(history.loc[history["val_accuracy"].idxmax(), "epoch"])
         best = {"epoch": epoch, "val_accuracy": result.best_val_accuracy}
-    return {
-        "command": shlex.join(["geomkd", *options.arguments]),
-        "teacher": inputs.teacher and inputs.teacher.story,
-        "student": inputs.student.story,
-        "data": options.data,
-        "validation": inputs.validation,
-        "images": inputs.images,
-        "objective": {"name": objective.name, **asdict(objective)},
-        "layers": [teacher for teacher, _ in choice[0]],
-        "layers_are": choice[1],
-        "pairs": choice[0],
-        "last_epoch": last,
-        "best_validation_epoch": best,
-        "seconds_of_all_epochs": round(float(history["seconds"].sum()), 3),
-        "processes": world().size,
-        "settings": settings_of(options),
-        "scores": choice[2],
-        "machine": machine(),
-    }
+    pairs, why, scores = choice
+    told = {"command": shlex.join(["geomkd", *options.arguments])}
+    told |= {"teacher": inputs.teacher and inputs.teacher.story, "student": inputs.student.story}
+    told |= {"data": options.data, "validation": inputs.validation, "images": inputs.images}
+    told |= {"objective": {"name": objective.name, **asdict(objective)}}
+    told |= {"layers": [teacher for teacher, _ in pairs], "layers_are": why, "pairs": pairs}
+    told |= {"last_epoch": last, "best_validation_epoch": best}
+    told |= {"seconds_of_all_epochs": round(float(history["seconds"].sum()), 3)}
+    told |= {"processes": world().size, "settings": settings_of(options)}
+    return told | {"scores": scores, "machine": machine()}
 
 
 def _write(folder: Path, result: DistillationResult, summary: dict[str, Any]) -> None:
