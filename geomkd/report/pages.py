@@ -105,8 +105,7 @@ def _table(frame: pd.DataFrame, label: str) -> str:
     """Table whose first column names its rows; the page's script lets a reader sort it."""
     shown = frame.astype(object).where(frame.notna(), "–").rename(columns=words_of)
     shown = shown.set_index(first := shown.columns[0]).rename_axis(index=None, columns=first)
-    with pd.option_context("display.max_colwidth", None):  # or long names are cut
-        text = shown.to_html(border=0, float_format="{:.4g}".format)
+    text = shown.to_html(border=0, float_format="{:.4g}".format)
     return f"<p>{escape(label)}</p>{SCROLL(escape(label), text)}"
 
 

@@ -333,9 +333,6 @@ class LayerScores:
         return f"LayerScores({', '.join(parts + ['partial'] * self.how.partial)})"
 
     def _repr_html_(self) -> str:
-        import pandas as pd
-
-        shown = self.frame[["layer", "kind", "shape", "dim", *self.draws]]
-        with pd.option_context("display.max_colwidth", None):  # or long names are cut
-            table = shown.to_html(index=False, float_format="{:.3f}".format, border=0)
+        shown = ["layer", "kind", "shape", "dim", *self.draws]
+        table = self.frame[shown].to_html(index=False, float_format="{:.3f}".format, border=0)
         return f"<p><code>{html.escape(repr(self), quote=False)}</code></p>{table}"

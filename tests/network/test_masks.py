@@ -99,14 +99,14 @@ def test_a_first_token_of_a_text_has_to_see_the_others(sees, form):
 
 def test_all_layers_of_one_length_are_looked_at_in_two_passes():
     model, calls = seeded_model(lambda: Text("all")), []
-    names = ["words", "time", "act"]
+    names = ["time", "act", "words"]
     layers = describe_layers(model, names, texts())
     model.register_forward_pre_hook(lambda *_: calls.append(1))
     text = "^layer 'words': pool='cls' needs a class token in front"
     with evaluating(model), pytest.raises(ValueError, match=text):
         check_class_token(model, layers, texts(), None)
     assert len(calls) == 2
-    check_class_token(model, layers[1:], texts(), None)
+    check_class_token(model, layers[:2], texts(), None)
 
 
 class Patches(nn.Module):

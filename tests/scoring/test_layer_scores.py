@@ -269,9 +269,3 @@ def test_html():
     for word in ("fc.input", "(16, 2, 2)", "separation", "quality", "3.000"):
         assert word in text
     assert text.count("<tr") == 5
-
-
-def test_long_names_are_whole_in_html():
-    scores, name = made(), "encoder." * 12 + "output"
-    scores.frame["layer"] = [name, "b", "c", "d"]
-    assert f"<td>{name}</td>" in scores._repr_html_()
