@@ -28,7 +28,7 @@ from geomkd.distillation.pairing import evenly_spaced, pair_layers
 from geomkd.geometry.precision import one_thread
 from geomkd.plots import plot_accuracy
 from geomkd.scoring.layer_scores import LayerScores
-from geomkd.scoring.rules import sqrt_si
+from geomkd.scoring.ranking import sqrt_si
 from geomkd.scoring.score_layers import score_layers
 
 if TYPE_CHECKING:
@@ -216,25 +216,19 @@ def _written(
     last = [(method, seed, float(h["val_accuracy"].iloc[-1])) for method, seed, h in runs]
     table = pandas.DataFrame(last, columns=["method", "seed", "test_accuracy"])
     by_method = table.groupby("method", sort=False)["test_accuracy"]
+    settings = {"teacher": TEACHER, "teacher_epochs": TEACHER_EPOCHS, "student": STUDENT}
+    settings |= {"student_epochs": len(runs[0][2])}
+    settings |= {"student_seeds": sorted({seed for _, seed, _ in runs})}
+    settings |= {"student_images_per_class": PER_CLASS, "noise": NOISE, "lr": LR}
+    settings |= {"batch_size": {"teacher": TEACHER_BATCH, "student": STUDENT_BATCH}}
+    settings |= {"threads": 1, "scores": scores.settings}
     summary = {
         "teacher_test_accuracy": taught.accuracy,
         "layers": layers,
         "pairs_of": "blocks of the student, evenly spaced",
         "test_accuracy_last_epoch": {method: _figures(a) for method, a in by_method},
         "data": "scikit-learn digits under noise: 1,000 training and 500 test images",
-        "settings": {
-            "teacher": TEACHER,
-            "teacher_epochs": TEACHER_EPOCHS,
-            "student": STUDENT,
-            "student_epochs": len(runs[0][2]),
-            "student_seeds": sorted({seed for _, seed, _ in runs}),
-            "student_images_per_class": PER_CLASS,
-            "noise": NOISE,
-            "lr": LR,
-            "batch_size": {"teacher": TEACHER_BATCH, "student": STUDENT_BATCH},
-            "threads": 1,
-            "scores": scores.settings,
-        },
+        "settings": settings,
         "seconds": round(seconds, 1),
         "machine": machine(),
     }

@@ -29,7 +29,7 @@ from geomkd.distillation.running.recipe import Recipe
 from geomkd.measures.table import columns_of, named
 from geomkd.network.layers import describe_layers
 from geomkd.scoring.layer_scores import LayerScores
-from geomkd.scoring.rules import RULES
+from geomkd.scoring.ranking import RULES
 from geomkd.scoring.score_layers import score_layers
 
 EVENLY = {"even": "evenly_spaced", "last": "last"}
@@ -50,18 +50,12 @@ def distilled(options: argparse.Namespace, say: Callable[[str], Any]) -> None:
         if objective.uses_features:
             choice = _choose(options, inputs, device, folder)
         say(f"layers: {choice[1]}")
-        given = {
-            "student": inputs.student.model,
-            "teacher": inputs.teacher and inputs.teacher.model,
-            "train": inputs.train,
-            "val": inputs.val,
-            "pairs": choice[0] or None,
-            "objective": objective,
-            "device": device,
-            "cache_dir": options.cache_dir or (folder / "cache" if options.cache else None),
-            "checkpoint_dir": folder / "checkpoints",
-            "progress": not options.quiet,
-        }
+        teacher = inputs.teacher and inputs.teacher.model
+        given = {"pairs": choice[0] or None, "objective": objective, "device": device}
+        given |= {"train": inputs.train, "val": inputs.val, "progress": not options.quiet}
+        given["cache_dir"] = options.cache_dir or (folder / "cache" if options.cache else None)
+        given |= {"checkpoint_dir": folder / "checkpoints", "teacher": teacher}
+        given["student"] = inputs.student.model
         result = distill(**options_of(distill, options) | given)
         summary = _summary(options, inputs, choice, objective, result)
         agreed(lambda: _write(folder, result, summary), first_only=True)
@@ -221,25 +215,16 @@ def _summary(
     if result.best_val_accuracy is not None:
         epoch = int(history.loc[history["val_accuracy"].idxmax(), "epoch"])
         best = {"epoch": epoch, "val_accuracy": result.best_val_accuracy}
-    return {
-        "command": shlex.join(["geomkd", *options.arguments]),
-        "teacher": inputs.teacher and inputs.teacher.story,
-        "student": inputs.student.story,
-        "data": options.data,
-        "validation": inputs.validation,
-        "images": inputs.images,
-        "objective": {"name": objective.name, **asdict(objective)},
-        "layers": [teacher for teacher, _ in choice[0]],
-        "layers_are": choice[1],
-        "pairs": choice[0],
-        "last_epoch": last,
-        "best_validation_epoch": best,
-        "seconds_of_all_epochs": round(float(history["seconds"].sum()), 3),
-        "processes": world().size,
-        "settings": settings_of(options),
-        "scores": choice[2],
-        "machine": machine(),
-    }
+    pairs, why, scores = choice
+    told = {"command": shlex.join(["geomkd", *options.arguments])}
+    told |= {"teacher": inputs.teacher and inputs.teacher.story, "student": inputs.student.story}
+    told |= {"data": options.data, "validation": inputs.validation, "images": inputs.images}
+    told |= {"objective": {"name": objective.name, **asdict(objective)}}
+    told |= {"layers": [teacher for teacher, _ in pairs], "layers_are": why, "pairs": pairs}
+    told |= {"last_epoch": last, "best_validation_epoch": best}
+    told |= {"seconds_of_all_epochs": round(float(history["seconds"].sum()), 3)}
+    told |= {"processes": world().size, "settings": settings_of(options)}
+    return told | {"scores": scores, "machine": machine()}
 
 
 def _write(folder: Path, result: DistillationResult, summary: dict[str, Any]) -> None:
@@ -261,5 +246,5 @@ def _end(summary: dict[str, Any], folder: Path) -> str:
     if best is not None:
         text += f", validation accuracy {last['val_accuracy']:.1%}\n"
         text += f"best validation epoch, {best['epoch']}: {best['val_accuracy']:.1%}"
-    text += f"\n{summary['seconds_of_all_epochs']:.0f} s of training; wrote student.pt, "
-    return f"{text}history.csv,\ntraining.png, summary.json and config.toml to {folder}"
+    text += f"\n{summary['seconds_of_all_epochs']:.0f} s of training\nwrote student.pt, "
+    return f"{text}history.csv, training.png, summary.json and config.toml to {folder}"

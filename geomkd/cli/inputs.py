@@ -16,6 +16,8 @@ from geomkd.cli.parser import options_of
 from geomkd.datasets import load_folder, loader_of, open_dataset
 from geomkd.network.forward import call, evaluating
 
+OTHERS = ("input_ids", "input_values", "input_features")  # as transformers name texts and sounds
+
 
 class Inputs(NamedTuple):
     """What a distillation starts from."""
@@ -43,8 +45,8 @@ def load_inputs(options: argparse.Namespace, *, needs_teacher: bool) -> Inputs:
     weights = {role: getattr(options, f"{role}_weights") for role in roles}
 
     def network(role: str, n_classes: int | None = None) -> Loaded:
-        known = {"weights": weights[role], "seed": options.seed, "option": role}
-        return load_model(names[role], n_classes=n_classes, **known)
+        known = {"weights": weights[role], "seed": options.seed, "n_classes": n_classes}
+        return of_images(role, names[role], load_model(names[role], option=role, **known))
 
     # Of Hugging Face's the configuration tells the number of classes.
     first = [r for r in roles if weights[r] is not None or names[r].startswith("hf:")]
@@ -110,6 +112,14 @@ def load_data(
     if has_folders:
         return load_folder(path, transform=loaded.transform), words
     return Transformed(open_dataset(path, **options), loaded.transform), words
+
+
+def of_images(option: str, name: str, loaded: Loaded) -> Loaded:
+    """Return a network, but for one of texts or sounds, of which there are no data to load here."""
+    if (takes := getattr(loaded.model, "main_input_name", "")) in OTHERS:
+        what = f"--{option} {name} takes {takes}, and the command line has images alone to give"
+        raise ValueError(f"{what}: in Python score_layers and distill take it, masks and all")
+    return loaded
 
 
 def check_takes_images(name: str, loaded: Loaded, data: Dataset) -> None:

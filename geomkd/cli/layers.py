@@ -26,7 +26,8 @@ def listed(options: argparse.Namespace, say: Callable[[str], Any]) -> None:
         module, is_input, _ = target_of(layer.name, modules)
         own = 0 if is_input else sum(p.numel() for p in module.parameters())
         shape = " x ".join(map(str, layer.shape))
-        rows.append((layer.name, layer.role, layer.kind, shape, layer.dim, f"{own:,}"))
+        numbers = f"{layer.dim:,}", f"{own:,}"
+        rows.append((layer.name, layer.role, layer.kind, shape, *numbers))
     columns = ["layer", "role", "kind", "shape", "dim", "parameters"]
     say(f"model: {loaded.story}\n")
     say(pd.DataFrame(rows, columns=columns).to_string(index=False))

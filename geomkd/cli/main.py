@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -25,8 +26,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = {"quickstart": _quickstart, "layers": listed}
     commands |= {"score": scored, "distill": distilled}
     try:
-        options = parsed(arguments)
-        commands[options.command](options, print)
+        with warnings.catch_warnings():
+            warnings.showwarning = _noted
+            options = parsed(arguments)
+            commands[options.command](options, print)
     except ERRORS as error:
         if world().size > 1:
             _wait_to_be_ended(error)
@@ -38,6 +41,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"{name}: interrupted", file=sys.stderr)
         return 130
     return 0
+
+
+def _noted(message: Warning | str, *where: Any) -> None:
+    print(f"note: {message}", file=sys.stderr, flush=True)  # no line of code
 
 
 def _wait_to_be_ended(error: Exception) -> None:

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from geomkd.cli.inputs import check_takes_images, load_data
+from geomkd.cli.inputs import check_takes_images, load_data, of_images
 from geomkd.cli.models import load_model
 from geomkd.cli.parser import options_of
 from geomkd.common.results_folder import (
@@ -20,7 +20,7 @@ from geomkd.common.results_folder import (
 )
 from geomkd.measures.table import columns_of, named
 from geomkd.scoring.layer_scores import LayerScores
-from geomkd.scoring.rules import RULES
+from geomkd.scoring.ranking import RULES
 from geomkd.scoring.score_layers import score_layers
 
 if TYPE_CHECKING:
@@ -31,7 +31,8 @@ def scored(options: argparse.Namespace, say: Callable[[str], Any]) -> None:
     """Score the layers of a network and write what came out; ``say`` takes each line of text."""
     check_by(options.by, columns_of(named(options.measures)))
     check_new(options.out)
-    loaded = load_model(options.model, weights=options.weights, seed=options.seed)
+    how = {"weights": options.weights, "seed": options.seed}
+    loaded = of_images("model", options.model, load_model(options.model, **how))
     data, images = load_data(options.data, loaded, **options_of(load_data, options))
     check_takes_images(f"--model {options.model}", loaded, data)
     say(f"model: {loaded.story}\ndata: {options.data}, {len(data)} images\nimages: {images}")

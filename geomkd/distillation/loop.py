@@ -17,7 +17,7 @@ from geomkd.common.progress import Bar, bar_of
 from geomkd.common.randomness import seed_of, seeded
 from geomkd.distillation.losses import right
 from geomkd.distillation.result import DistillationResult
-from geomkd.distillation.running.batches import Batch, Batches
+from geomkd.distillation.running.batches import Batch, Batches, masks_of, part_of
 from geomkd.distillation.running.checkpoint import Checkpoints
 from geomkd.distillation.running.recipe import Recipe
 from geomkd.distillation.running.run_state import Progress, Run, config_of, restore, state_of
@@ -26,7 +26,6 @@ from geomkd.distillation.running.student_step import gradients_averaged, student
 from geomkd.distillation.running.teacher import teacher_of
 from geomkd.distillation.running.tracking import Means, scalars, told, warn_at_chance
 from geomkd.network.forward import Forward, call, evaluating, first_tensor
-from geomkd.network.masks import token_mask
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -87,7 +86,9 @@ def distill(
         cross entropy takes as they are. A list of samples is a Dataset. Of a DataLoader the data
         set, ``collate_fn``, ``num_workers`` and ``worker_init_fn`` are used, and the samples of its
         sampler (each, or each of a subset, once); batches and their order are made here. Tokens
-        that an ``attention_mask`` among the inputs marks as padding count in no loss.
+        that an ``attention_mask`` among the inputs marks as padding count in no loss. Inputs of
+        batches with the keys "student" and "teacher" are each network's own, such as those of two
+        tokenizers; how tokens meet is told in `geomkd.distillation.projectors.Alignment`.
     pairs : list of (str, str), optional
         Teacher layer and student layer, such as :func:`geomkd.pair_layers` gives; required by
         objectives that use features, ignored by the others.
@@ -211,20 +212,10 @@ def distill(
     >>> sgd = lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9, weight_decay=5e-4)
     >>> steps = lambda o, n: torch.optim.lr_scheduler.MultiStepLR(o, [150 * n, 180 * n, 210 * n])
     """
-    recipe = Recipe(
-        epochs=epochs,
-        batch_size=batch_size,
-        accumulate=accumulate,
-        lr=lr,
-        lr_scale=lr_scale,
-        weight_decay=weight_decay,
-        clip_norm=clip_norm,
-        head_clip_norm=head_clip_norm,
-        seed=seed,
-        precision=precision,
-        optimizer=optimizer,
-        schedule=schedule,
-    )
+    numbers = {"epochs": epochs, "batch_size": batch_size, "accumulate": accumulate, "seed": seed}
+    numbers |= {"lr": lr, "lr_scale": lr_scale, "weight_decay": weight_decay}
+    numbers |= {"clip_norm": clip_norm, "head_clip_norm": head_clip_norm, "precision": precision}
+    recipe = Recipe(**numbers, optimizer=optimizer, schedule=schedule)
     if not isinstance(callbacks, Sequence) or not all(map(callable, callbacks)):
         raise TypeError(f"callbacks must be a list of functions of a row; got {callbacks!r}")
     objective = as_objective(objective)
@@ -235,45 +226,20 @@ def distill(
     with seeded(own_seed, device), ExitStack() as stack:
         train = Batches(train, recipe.training_order(objective), name="train", **keys)
         val = None if val is None else Batches(val, recipe.validation_order, name="val", **keys)
-        networks = join(
-            student,
-            teacher,
-            objective,
-            pairs,
-            train.example(),
-            batch_size=recipe.part_size,
-            samples=partial(train.spread, recipe.part_size),
-            seed=seed,
-            forward=forward,
-        )
+        options = {"batch_size": recipe.part_size, "seed": seed, "forward": forward}
+        options["samples"] = partial(train.spread, recipe.part_size)
+        networks = join(student, teacher, objective, pairs, train.example(), **options)
         for batches in filter(None, (train, val)):
             batches.check_labels(networks.n_classes)
-        ask_teacher = teacher_of(
-            networks,
-            train,
-            autocast=autocast,
-            cache_dir=cache_dir,
-            cache_dtype=cache_dtype,
-            augment=augment,
-            precision=precision,
-            progress=progress,
-        )
+        options = {"cache_dir": cache_dir, "cache_dtype": cache_dtype, "augment": augment}
+        options |= {"autocast": autocast, "precision": precision, "progress": progress}
+        ask_teacher = teacher_of(networks, train, **options)
         optimisers, schedules = recipe.optimisers(student, networks.groups, len(train.order))
-        run = Run(
-            networks=networks,
-            train=train,
-            val=val,
-            recipe=recipe,
-            device=device,
-            model=stack.enter_context(student_step(networks, autocast, compile=compile)),
-            ask_teacher=ask_teacher,
-            augment=augment,
-            channels_last=channels_last,
-            optimisers=optimisers,
-            schedules=schedules,
-            scaler=recipe.scaler(device),
-            callbacks=[*stack.enter_context(scalars(log_dir)), *callbacks],
-        )
+        trains = {"optimisers": optimisers, "schedules": schedules, "scaler": recipe.scaler(device)}
+        trains["model"] = stack.enter_context(student_step(networks, autocast, compile=compile))
+        trains["callbacks"] = [*stack.enter_context(scalars(log_dir)), *callbacks]
+        trains |= {"ask_teacher": ask_teacher, "augment": augment, "channels_last": channels_last}
+        run = Run(networks, train, val, recipe, device, **trains)
         if checkpoint_dir is not None:
             run.checkpoints = Checkpoints(
                 checkpoint_dir, config_of(run), every=checkpoint_steps, resume=resume
@@ -356,7 +322,7 @@ def train_step(run: Run, parts: list[Batch]) -> list[tuple[int, dict[str, Tensor
         teacher_features, teacher_logits = run.ask_teacher(inputs, batch.index)
         with gradients_averaged(run.model, now=batch is parts[-1]):
             loss, losses, logits = run.model(
-                inputs, batch.labels, teacher_features, teacher_logits, token_mask(inputs)
+                inputs, batch.labels, teacher_features, teacher_logits, masks_of(inputs)
             )  # behind the cut, if there is one, the logits have no way back to the backbone
             run.scaler.scale(loss * batch.share).backward()
         hits = right(logits, batch.labels).to(loss.dtype).mean()
@@ -378,6 +344,7 @@ def accuracy(run: Run) -> float:
     correct = torch.zeros((), dtype=torch.int64, device=run.device)
     with evaluating(student), run.recipe.autocast(run.device)():
         for (batch,) in run.val.steps(epoch=0):
-            logits = first_tensor(call(student, run.prepared(batch.inputs), forward))
+            inputs = part_of(run.prepared(batch.inputs), "student")
+            logits = first_tensor(call(student, inputs, forward))
             correct += right(logits, batch.labels).sum()
     return int(summed(correct)) / run.val.order.n_samples

@@ -25,6 +25,7 @@ from geomkd.distillation.losses import (
     standardized_rows,
 )
 from geomkd.distillation.projectors import PROJECTORS, Meeting, linear_projectors
+from geomkd.network.masks import Masks
 
 Loss = tuple[Tensor, dict[str, Tensor]]
 
@@ -46,8 +47,9 @@ class StepTensors:
         positions 0.
     projectors : nn.Module
         What the objective's ``make_projectors`` made.
-    mask : Tensor, shape (B, T), or None
-        True at tokens; projectors take it third, and give each token as a sample of its own.
+    mask : Tensor, shape (B, T), or None, or a pair of these
+        True at tokens; of the student's inputs and of the teacher's where each has its own.
+        Projectors take it third, and give each token as a sample of its own.
     """
 
     labels: Tensor
@@ -56,7 +58,7 @@ class StepTensors:
     student_features: Sequence[Tensor] = ()
     teacher_features: Sequence[Tensor] = ()
     projectors: nn.Module = field(default_factory=nn.ModuleList)
-    mask: Tensor | None = None
+    mask: Masks = None
 
 
 class Objective:

@@ -13,9 +13,9 @@ from torch.nn.utils import skip_init
 
 from geomkd.common.checks import check_choice
 from geomkd.distillation.losses import feature_error
-from geomkd.network.kinds import on_line
+from geomkd.network.kinds import on_line, positions_first
 from geomkd.network.layers import Layer
-from geomkd.network.masks import mask_of, one_by_one, prefix_of
+from geomkd.network.masks import Masks, mask_of, of_both, prefix_of
 from geomkd.network.pooling import pooled
 
 PROJECTORS = ("linear", "mlp", "pca", "none")
@@ -51,8 +51,12 @@ class Alignment(nn.Module):
     Tokens that are the same number on both sides become a map (B, C, T, 1), as sequences do, a
     vector one of a single position. Where the positions differ, or with ``spatial``, tokens of
     images lie on a square grid, without leading tokens that do not fit. The larger grid, or longer
-    sequence, is average-pooled to the smaller. Tokens that stand for a text's one by one meet as
-    many such or a vector, and with the mask each is a sample of its own.
+    sequence, is average-pooled to the smaller.
+
+    Tokens of texts and signals meet by position. Where a mask tells which are real, on either side,
+    these alone do, each a sample of its own: of a text with as many on both sides, however each is
+    padded, token j meets token j; where the numbers differ (one network strides, or has another
+    tokenizer), the more are averaged to the fewer, by relative position.
     """
 
     def __init__(self, student: Layer, teacher: Layer, *, spatial: bool = False) -> None:
@@ -63,29 +67,40 @@ class Alignment(nn.Module):
         same = len(sizes) == len(kinds) == 1 and kinds <= {"tokens", "vector"}
         self.on_grid = not lines and (spatial or not same)
         self.to_vector = bool(lines) and "vector" in kinds
-        by_token = any(side.place == "input" for side in lines)
+        by_token = any(side.place in ("input", "stretch") for side in lines)
+        apart = [f"positions of {side.name!r} apart" for side in lines if side.place == "apart"]
         if len(lines) == 1 and not self.to_vector:
             raise ValueError(f"{lines[0].kind} of {lines[0].name!r} have no grid to meet maps on")
-        if by_token and not self.to_vector and (spatial or len(sizes) > 1):
-            raise ValueError(
-                "a text's tokens meet as many others, each by itself; got "
-                + ("a projector that mixes neighbours" if spatial else f"{sorted(sizes)} positions")
-            )
+        if by_token and not self.to_vector and (spatial or apart):
+            got = "a projector that mixes neighbours" if spatial else f"{apart[0]} from the mask's"
+            raise ValueError(f"a text's tokens meet others of it, each by itself; got {got}")
         for layer in sides if self.on_grid else ():
             check_grid(layer)
 
-    def forward(self, student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Pair:
+    def forward(self, student: Tensor, teacher: Tensor, mask: Masks = None) -> Pair:
         """Both sides as maps (B, C, H, W) of the same H and W."""
-        maps = []
-        for x, layer in zip((student, teacher), self.layers, strict=True):
-            if self.to_vector and layer.kind != "vector":
-                x = to_map(pooled(x, layer.kind, "mean", mask_of(layer, mask, x)), "vector")
+        (reals, counts), maps = self.real(student, teacher, mask), []
+        for x, layer, real in zip((student, teacher), self.layers, reals, strict=True):
+            if counts is not None:
+                x = averaged(positions_first(x, layer.kind), real, counts.tolist())
+            elif self.to_vector and layer.kind != "vector":
+                x = to_map(pooled(x, layer.kind, "mean", real), "vector")
             else:
-                as_map = to_grid if self.on_grid else to_map
-                x = as_map(one_by_one(x, layer, mask), layer.kind)
+                x = to_grid(x, layer.kind) if self.on_grid else to_map(x, layer.kind)
             maps.append(x)
         grid = tuple(map(min, *(x.shape[2:] for x in maps)))
         return pooled_to(maps[0], grid), pooled_to(maps[1], grid)
+
+    def real(self, student: Tensor, teacher: Tensor, mask: Masks) -> tuple[list, Tensor | None]:
+        """Which positions are real on each side, (B, T), and how many of each sample meet, (B,)."""
+        sides = list(zip(self.layers, of_both(mask), (student, teacher), strict=True))
+        reals = [mask_of(*side) for side in sides]
+        if self.to_vector or all(real is None for real in reals):
+            return reals, None
+        for i in (i for i, real in enumerate(reals) if real is None):
+            x = positions_first(sides[i][2], self.layers[i].kind)
+            reals[i] = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
+        return reals, torch.minimum(*(real.sum(dim=1) for real in reals))
 
 
 class Projector(nn.Module):
@@ -143,20 +158,20 @@ class Projector(nn.Module):
         self.project = _network(kind, before, after)
         reset(self.project, generator)
 
-    def forward(self, student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Pair:
+    def forward(self, student: Tensor, teacher: Tensor, mask: Masks = None) -> Pair:
         """Projected student features and their target, (B, C, H, W), C the teacher's channels."""
         student, target = self.align(student, teacher, mask)
         return self.project(student), target
 
-    def error(
-        self, student: Tensor, teacher: Tensor, mask: Tensor | None = None, **how: str
-    ) -> Tensor:
-        """Error of each sample, (B,), as `feature_error`; of tokens, of those that are real."""
-        error, n = feature_error(*self(student, teacher, mask), **how), len(student)
-        if len(error) == n:
+    def error(self, student: Tensor, teacher: Tensor, mask: Masks = None, **how: str) -> Tensor:
+        """Error of each sample, (B,), as `feature_error`; of tokens, of those that meet."""
+        error = feature_error(*self(student, teacher, mask), **how)
+        _, counts = self.align.real(student, teacher, mask)
+        if counts is None:
             return error
-        sums = error.new_zeros(mask.shape).masked_scatter(mask, error).sum(dim=1)
-        return sums / mask.sum(dim=1).clamp(min=1)
+        places = torch.arange(int(counts.max()), device=error.device) < counts[:, None]
+        sums = error.new_zeros(places.shape).masked_scatter(places, error).sum(dim=1)
+        return sums / counts.clamp(min=1)
 
 
 class PrincipalComponents(Projector):
@@ -187,7 +202,7 @@ class PrincipalComponents(Projector):
         self.register_buffer("mean", mean)
         self.register_buffer("components", components * largest.sign())
 
-    def forward(self, student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> Pair:
+    def forward(self, student: Tensor, teacher: Tensor, mask: Masks = None) -> Pair:
         """Student features, and the target in the basis of the principal components."""
         student, teacher = self.align(student, teacher, mask)
         centred = teacher.movedim(1, -1) - self.mean.to(teacher.dtype)
@@ -236,6 +251,16 @@ def to_map(features: Tensor, kind: str) -> Tensor:
     if kind in ("tokens", "sequence"):
         return (features.transpose(1, 2) if kind == "tokens" else features).unsqueeze(-1)
     return features
+
+
+def averaged(x: Tensor, real: Tensor, counts: list[int]) -> Tensor:
+    """Real tokens of (B, T, C), each sample's averaged to its count of them: (sum, C, 1, 1)."""
+    tokens, sizes = x[real], real.sum(dim=1).tolist()
+    if sizes != counts:
+        parts = zip(tokens.T.split(sizes, dim=1), counts, strict=True)
+        fewer = [x if x.shape[1] == n else F.adaptive_avg_pool1d(x, n) for x, n in parts]
+        tokens = torch.cat(fewer, dim=1).T
+    return tokens[:, :, None, None]
 
 
 def pooled_to(features: Tensor, grid: tuple[int, int]) -> Tensor:

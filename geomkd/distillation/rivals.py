@@ -142,15 +142,15 @@ class Relational(Objective):
 
     def make_projectors(self, meeting: Meeting) -> nn.Module:
         """Make what averages over positions; nothing is trained."""
-        one = Layer("mean", "vector", (1,))
-        return nn.ModuleList(Alignment(layer, one) for layer in reversed(meeting.pairs[-1]))
+        (theirs, ours), one = meeting.pairs[-1], Layer("mean", "vector", (1,))
+        return nn.ModuleList([Alignment(ours, one), Alignment(one, theirs)])
 
     def __call__(self, step: StepTensors) -> Loss:
         """Loss of the step and its parts ``cross_entropy``, ``distance`` and ``angle``."""
         pool_student, pool_teacher = step.projectors
         one = step.logits.new_zeros(1, 1)
         ours = pool_student(step.student_features[-1], one, step.mask)[0].flatten(1)
-        theirs = pool_teacher(step.teacher_features[-1], one, step.mask)[0].flatten(1)
+        theirs = pool_teacher(one, step.teacher_features[-1], step.mask)[1].flatten(1)
         theirs = theirs.to(ours.dtype)
         ce = cross_entropy(step.logits, step.labels)
         distance = F.smooth_l1_loss(relative_distances(ours), relative_distances(theirs))
@@ -270,19 +270,6 @@ def _need_maps(objective: Objective, *pairs: tuple[Layer, Layer]) -> None:
         check_map(layer, f"objective {objective.name!r} needs maps")
 
 
-OBJECTIVES = {
-    objective.name: objective
-    for objective in (
-        Features,
-        CrossEntropy,
-        LogitDistillation,
-        StandardizedLogitDistillation,
-        FitNet,
-        AttentionTransfer,
-        SimilarityPreserving,
-        Relational,
-        FeatureKD,
-        SemCKD,
-        SimKD,
-    )
-}
+OURS = (Features, CrossEntropy, LogitDistillation, StandardizedLogitDistillation)
+RIVALS = (FitNet, AttentionTransfer, SimilarityPreserving, Relational, FeatureKD, SemCKD, SimKD)
+OBJECTIVES = {objective.name: objective for objective in (*OURS, *RIVALS)}

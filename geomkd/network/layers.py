@@ -17,6 +17,7 @@ from geomkd.network.dataflow import Dataflow
 from geomkd.network.forward import Forward, modules_by_name, unwrap
 from geomkd.network.hooks import target_of
 from geomkd.network.kinds import kind_and_place
+from geomkd.network.masks import under_mask
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,8 @@ class Layer:
         ``"head"`` (behind the head's input) or ``"named"`` (none of these; asked for by name).
     place : str
         Of tokens and sequences: ``"input"`` where there is one for each of the integer inputs,
-        else ``"grid"`` for tokens of images, ``"line"`` for all others; not compared.
+        else ``"grid"`` for tokens of images, ``"line"`` for all others, or under a mask what
+        `geomkd.network.masks.under_mask` finds; not compared.
     order : int
         Grows with the order of execution; not compared.
     dtype, device
@@ -181,7 +183,7 @@ def survey(
     expand: bool = True,
     forward: Forward | None = None,
 ) -> Survey:
-    """Describe layers, the candidates or those of some names, from a single forward pass.
+    """Describe layers, the candidates or those of some names, from a forward pass.
 
     With `expand`, names may be patterns: ``"encoder.layer.*"`` is every module that is run there.
     """
@@ -227,8 +229,8 @@ def survey(
         }
     fed = head_input.tensor if head_input is not None and names is None else None
     told = partial(kind_and_place, events=events, modules=modules, example_input=example_input)
-    layers = {name: _layer(name, *of, fed, told) for name, of in found.items()}
-    return Survey([layers[name] for name in names or layers], sample_bytes, draws)
+    layers = [_layer(name, *found[name], fed, told) for name in names or found]
+    return Survey(under_mask(model, layers, example_input, forward), sample_bytes, draws)
 
 
 def _is_pattern(name: str, modules: Mapping[str, nn.Module]) -> bool:

@@ -6,17 +6,21 @@ import copy
 import math
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import adaptive_max_pool1d
 
-from geomkd.network.forward import Forward, tensors_in, unwrap
+from geomkd.network.forward import Forward, evaluating, tensors_in, unwrap
 from geomkd.network.hooks import features_of
-from geomkd.network.kinds import on_line, positions_first
+from geomkd.network.kinds import positions_first
 
 MASKS = {"attention_mask": True, "src_key_padding_mask": False}  # whether it is 0 at padding
 CLASS_TOKENS = {"cls_token", "class_token", "class_embedding"}  # as libraries name the parameter
+Masks = Tensor | tuple[Tensor | None, Tensor | None] | None  # of one batch, or of each network's
 PREFIX_TOKENS = (0, 1, 2, 5)  # none, a class token, with a distillation token, with four registers
 
 
@@ -34,13 +38,49 @@ def token_mask(inputs: Any) -> Tensor | None:
     return None
 
 
+def of_both(mask: Masks) -> tuple[Tensor | None, Tensor | None]:
+    """Masks of the student's inputs and of the teacher's, where they may be one."""
+    return mask if isinstance(mask, tuple) else (mask, mask)
+
+
 def mask_of(layer: Any, mask: Tensor | None, x: Tensor) -> Tensor | None:
-    """Return the mask, where the positions of a layer's features are those that it speaks of."""
-    if mask is None or layer.place != "input":
+    """Tell which positions of a layer's features are real, (B, T); None where no mask tells.
+
+    Of a "stretch" of the mask's positions, as average pooling has them, one that is real will do.
+    """
+    if mask is None or layer.place not in ("input", "stretch"):
         return None
-    if positions_first(x, layer.kind).shape[:2] != mask.shape:
+    here = positions_first(x, layer.kind).shape[:2]
+    if layer.place == "stretch" and here[1] < mask.shape[1]:
+        return adaptive_max_pool1d(mask.float(), here[1]) > 0
+    if here != mask.shape:
         raise ValueError(f"expected positions as in the mask, {tuple(mask.shape)}; got {x.shape}")
     return mask
+
+
+def under_mask(
+    model: nn.Module, layers: Sequence[Any], inputs: Any, forward: Forward | None
+) -> list[Any]:
+    """Tell what positions on a line are under a mask: of the "input", a "stretch" of it, "apart".
+
+    They stand for stretches if there are fewer, and fewer still where the inputs end at half of
+    their positions. Those that do not follow, such as latents, and more positions are "apart".
+    """
+    mask = token_mask(inputs)
+    lines = [layer for layer in layers if mask is not None and layer.place == "line"]
+    if not lines:
+        return list(layers)
+    most, half, found, places = mask.shape[1], copy.deepcopy(inputs), {}, {}
+    with evaluating(model), suppress(Exception):  # of a model that takes but one length
+        for x in tensors_in(half):
+            ends = [most // 2 if size == most else size for size in x.shape[1:]]
+            x.data = x[(slice(None), *map(slice, ends))]
+        found = features_of(model, half, [layer.name for layer in lines], forward=forward)
+    for layer in lines:
+        n, x = layer.shape[layer.kind == "sequence"], found.get(layer.name)
+        fewer = x is not None and positions_first(x, layer.kind).shape[1] < n < most
+        places[layer.name] = "stretch" if fewer else "input" if n == most else "apart"
+    return [replace(x, place=places[x.name]) if x.name in places else x for x in layers]
 
 
 def without_padding(x: Tensor, layer: Any, mask: Tensor | None) -> Tensor:
@@ -70,7 +110,7 @@ def warn_of_padding(
     the model's ``config.pad_token_id`` is at the ends of samples, and nowhere else.
     """
     mask, told = token_mask(example), None
-    apart = [layer.name for layer in layers if on_line(layer) and layer.place != "input"]
+    apart = [layer.name for layer in layers if layer.place == "apart"]
     pad = getattr(getattr(unwrap(model), "config", None), "pad_token_id", None)
     if mask is not None and apart and not mask.all():
         told = f"layers {apart} have other positions than the {mask.shape[1]} of the mask"
@@ -95,21 +135,25 @@ def check_class_token(
     ``cls_token``, ``class_token`` or ``class_embedding``.
     """
     own = {name.rpartition(".")[2] for name, _ in unwrap(model).named_parameters()}
-    for layer in (layer for layer in layers if layer.kind == "tokens"):
-        n_tokens, mask, prefix = layer.shape[0], token_mask(inputs), prefix_of(layer.shape[0])
-        wrong = prefix == 0 or not (own & CLASS_TOKENS or (prefix and layer.place == "grid"))
-        if layer.place == "input":
-            other, shape = copy.deepcopy(inputs), (len(next(tensors_in(inputs))), n_tokens)
-            first = (torch.zeros(shape) if mask is None else mask.int().cpu()).argmax(dim=1)
-            at = torch.arange(shape[0]), first
-            for x in (x for x in tensors_in(other) if x.shape[:2] == shape):
-                x.copy_(x[at].unsqueeze(1).expand_as(x))
-            if isinstance(other, dict):
-                other |= {key: inputs[key] for key in MASKS if key in inputs}
-            found = [features_of(model, x, [layer.name], forward=forward) for x in (inputs, other)]
-            ours, theirs = (features[layer.name][at].double() for features in found)
-            wrong = n_tokens > 1 and (ours - theirs).abs().max() <= 1e-6 * ours.abs().max()
-        if wrong:
+    tokens, alone = [layer for layer in layers if layer.kind == "tokens"], {}
+    for n_tokens in {layer.shape[0] for layer in tokens if layer.place == "input"}:
+        mask, other = token_mask(inputs), copy.deepcopy(inputs)
+        shape = len(next(tensors_in(inputs))), n_tokens
+        first = (torch.zeros(shape) if mask is None else mask.int().cpu()).argmax(dim=1)
+        at = torch.arange(shape[0]), first
+        for x in (x for x in tensors_in(other) if x.shape[:2] == shape):
+            x.copy_(x[at].unsqueeze(1).expand_as(x))
+        if isinstance(other, dict):
+            other |= {key: inputs[key] for key in MASKS if key in inputs}
+        names = [x.name for x in tokens if x.place == "input" and x.shape[0] == n_tokens]
+        found = [features_of(model, x, names, forward=forward) for x in (inputs, other)]
+        for name in names:
+            ours, theirs = (features[name][at].double() for features in found)
+            alone[name] = n_tokens > 1 and (ours - theirs).abs().max() <= 1e-6 * ours.abs().max()
+    for layer in tokens:
+        n_tokens, prefix = layer.shape[0], prefix_of(layer.shape[0])
+        shown = own & CLASS_TOKENS or (prefix and layer.place == "grid")
+        if alone.get(layer.name, prefix == 0 or not shown):
             raise ValueError(
                 f"layer {layer.name!r}: pool='cls' needs a class token in front, which sees others;"
                 f" got {n_tokens} tokens without one: pass pool='mean', 'max' or 'last'"

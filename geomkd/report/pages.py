@@ -31,6 +31,7 @@ from geomkd.scoring.ranking import scores_by
 
 OF = {"quality": "knowledge_quality", "cka_to_last": "cka"}  # measures with columns of other names
 SIGNS = {"o": "●", "s": "■", "^": "▲", "D": "◆", ".": "●"}  # marks of lines, in a key
+PLAIN = {"True": "yes", "False": "no", "None": "–"}  # as a reader who does not program says it
 SCROLL = '<div class="scroll" role="region" tabindex="0" aria-label="{}">{}</div>'.format
 
 
@@ -95,7 +96,8 @@ def _warned(texts: Sequence[str]) -> str:
 
 def _explained(pairs: Mapping[str, Any]) -> str:
     said = {k: ", ".join(map(str, v)) if isinstance(v, list) else str(v) for k, v in pairs.items()}
-    rows = (f"<dt>{escape(words_of(k))}</dt><dd>{escape(v) or '–'}</dd>" for k, v in said.items())
+    said = {k: escape(PLAIN.get(v, v)) or "–" for k, v in said.items()}
+    rows = (f"<dt>{escape(words_of(k))}</dt><dd>{v}</dd>" for k, v in said.items())
     return f"<dl>{''.join(rows)}</dl>"
 
 
@@ -103,8 +105,7 @@ def _table(frame: pd.DataFrame, label: str) -> str:
     """Table whose first column names its rows; the page's script lets a reader sort it."""
     shown = frame.astype(object).where(frame.notna(), "–").rename(columns=words_of)
     shown = shown.set_index(first := shown.columns[0]).rename_axis(index=None, columns=first)
-    with pd.option_context("display.max_colwidth", None):  # or long names are cut
-        text = shown.to_html(border=0, float_format="{:.4g}".format)
+    text = shown.to_html(border=0, float_format="{:.4g}".format)
     return f"<p>{escape(label)}</p>{SCROLL(escape(label), text)}"
 
 
@@ -136,6 +137,9 @@ def _of_scores(scores: LayerScores, name: str, by: Any, k: int) -> tuple[dict, l
     frame.insert(1, "selected", ["yes" if layer in chosen else "" for layer in frame["layer"]])
     every = frame[["layer", "selected", "depth", "kind", "shape", "dim", *scores.draws]]
     known = {k: v for k, v in how.as_dict().items() if k not in ("subset_classes", "class_labels")}
+    per_class = " to ".join(map(str, dict.fromkeys(how.samples_per_class)))
+    known |= {"samples_per_class": per_class, "dataset_size": f"{how.dataset_size:.12g}"}
+    known["made"] = scores.made
     parts = {"In short": _explained(short), "Scores by layer": _curves(scores, name, chosen)}
     parts |= ranked | {"Every score": _table(every, "Layers in order of execution")}
     for kind in NULL_COLUMNS:

@@ -44,6 +44,8 @@ class LayerScores:
         Every score in the S smaller samples of ``settings["sweep"]``.
     kept : ndarray, shape (L, m (m + 1) / 2)
         Upper triangles of the Gram matrices of the subset's m samples, float32; see `grams`.
+    made : str
+        When, in UTC, and by which versions of geomkd and torch; of older files "".
 
     Examples
     --------
@@ -68,6 +70,7 @@ class LayerScores:
     how: Settings
     sweep: dict[str, np.ndarray] = field(default_factory=dict)
     kept: np.ndarray = field(default_factory=lambda: np.empty((0, 0), np.float32))
+    made: str = ""
 
     @property
     def settings(self) -> dict[str, Any]:

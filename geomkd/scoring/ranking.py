@@ -15,6 +15,20 @@ if TYPE_CHECKING:
 
     By = str | Callable[[pd.DataFrame], Any]
 
+
+def sqrt_si(frame: pd.DataFrame) -> Any:
+    """Geometric mean of separation and information; 0 where their product is negative.
+
+    Examples
+    --------
+    >>> import pandas
+    >>> sqrt_si(pandas.DataFrame({"separation": [0.5, -0.1], "information": [2.0, 1.0]})).tolist()
+    [1.0, 0.0]
+    """
+    return (frame["separation"] * frame["information"]).clip(lower=0) ** 0.5
+
+
+RULES = {"sqrt_si": sqrt_si}  # functions of the scores' frame, one number a layer, by name
 SETTLED = 0.9  # tau of a sweep's last step, below which more than one pair in twenty has changed
 
 
@@ -40,7 +54,6 @@ def rank_sets(estimate: np.ndarray, draws: np.ndarray, level: float = 0.95) -> R
     without replacement do not need it.
     """
     estimate, draws = np.asarray(estimate, dtype=float), np.asarray(draws, dtype=float)
-    check_number(level, "level", above=0, below=1)
     if draws.ndim != 2 or len(draws) != len(estimate) or draws.shape[1] == 0:
         raise ValueError(f"draws must be ({len(estimate)}, R), R > 0; got {draws.shape}")
     unscored = np.isnan(estimate) | np.isnan(draws).any(axis=1)

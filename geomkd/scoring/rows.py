@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import NamedTuple
 
 import numpy as np
@@ -29,6 +30,8 @@ def scores_of(rows: list[Row], settings: Settings) -> LayerScores:
     """Scores of layers in order of execution; `cka_to_last` is added, of which all are needed."""
     import pandas as pd
 
+    import geomkd
+
     kept = np.stack([row.gram for row in rows])
     values = [row.values for row in rows]
     draws = {key: np.array([row.draws[key] for row in rows], float) for key in rows[0].draws}
@@ -46,7 +49,9 @@ def scores_of(rows: list[Row], settings: Settings) -> LayerScores:
         record = {"layer": layer.name, "depth": depth, "kind": layer.kind, "role": layer.role}
         record |= {"shape": layer.shape, "n": settings.samples, "dim": row.stored.dim}
         records.append(record | {name: known[name] for name in draws} | known)  # scores first
-    return LayerScores(pd.DataFrame(records), draws, settings, sweep, kept)
+    versions = f"geomkd {geomkd.__version__}, torch {torch.__version__}"
+    made = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC, {versions}"
+    return LayerScores(pd.DataFrame(records), draws, settings, sweep, kept, made)
 
 
 def cka_to(last: int, kept: np.ndarray, settings: Settings) -> np.ndarray:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from geomkd.common.checks import check_dataset_size, check_definition, check_int, check_names
+from geomkd.common.checks import about, check_dataset_size, check_definition, check_int, check_names
 from geomkd.common.progress import Bar, bar_of
 from geomkd.data.sample import Sample, read_as_given
 from geomkd.geometry.columns import Columns, column_slices, residual_gram
@@ -212,27 +212,16 @@ def score_layers(
             draws = SampleDraws(index, sizes, subsamples, seed, smaller)
             given = torch.tensor(sample.classes.names)[index]
             scored = LayerMeasures(wanted, draws, given, definition, size, null, center)
-            share.settings = Settings(
-                model=type(unwrap(model)).__name__,
-                measures=tuple(wanted),
-                definition=definition,
-                pool=pool,
-                center=center,
-                samples=n,
-                samples_per_class=(min(sizes), max(sizes)),
-                classes=len(sizes),
-                labels=labels if isinstance(labels, str) else "own" if labels is None else "given",
-                subset=len(draws.rows),
-                subset_classes=tuple(index[draws.rows].tolist()),
-                entropy_per_class=None if entropy_per_class is None else int(entropy_per_class),
-                dataset_size=size,
-                subsamples=subsamples,
-                sweep=tuple(smaller),
-                null=null,
-                seed=seed,
-                protocol=protocol,
-                class_labels=tuple(sample.classes.names),
-            )
+            own = labels if isinstance(labels, str) else "own" if labels is None else "given"
+            made = {"model": type(unwrap(model)).__name__, "measures": tuple(wanted), "labels": own}
+            made |= {"definition": definition, "pool": pool, "center": center, "samples": n}
+            made |= {"samples_per_class": (min(sizes), max(sizes)), "classes": len(sizes)}
+            made |= {"subset": len(draws.rows), "class_labels": tuple(sample.classes.names)}
+            made["subset_classes"] = tuple(index[draws.rows].tolist())
+            most = None if entropy_per_class is None else int(entropy_per_class)
+            made |= {"entropy_per_class": most, "dataset_size": size, "subsamples": subsamples}
+            made |= {"sweep": tuple(smaller), "null": null, "seed": seed, "protocol": protocol}
+            share.settings = Settings(**made)
             example, more = example_of(sample, place), sample.batches(BATCH)
             found = survey(model, example, names, granularity=granularity, forward=forward)
             chosen = sorted(found.layers, key=lambda layer: layer.order)
@@ -298,7 +287,7 @@ class _Job:
         classes = self.reader.sample.classes._replace(index=draws.index)
         subset, work, move = SubsetGram(draws.rows, scale), self.measures.work, self.bar.update
         subset.seen = lambda width: move(work(width, more=False))
-        try:
+        with about(f"layer {stored.layer.name!r}"):
             gram = ClassGram.from_columns(
                 subset.watching(columns), classes, stored.gram_dtype, scale
             )
@@ -306,9 +295,6 @@ class _Job:
                 scored = self.measures.of(gram, subset, features, squares)
             move(work(0))
             return Row(stored, *scored, subset.packed())
-        except (TypeError, ValueError) as error:
-            kind = TypeError if isinstance(error, TypeError) else ValueError
-            raise kind(f"layer {stored.layer.name!r}: {error}") from error
 
     def _entropy_grams(self, group: list[Stored]) -> dict[str, list[Tensor]]:
         """Gram matrix of every class's larger sample, where one was asked for."""

@@ -19,7 +19,7 @@ FORMAT = "geomkd.LayerScores/2"
 
 def write(path: str | os.PathLike, scores: LayerScores) -> None:
     """Write scores, whole or not at all."""
-    header = {"format": FORMAT, "settings": scores.settings}
+    header = {"format": FORMAT, "settings": scores.settings, "made": scores.made}
     header["columns"] = {name: scores.frame[name].tolist() for name in scores.frame.columns}
     header |= {"scores": list(scores.draws), "swept": list(scores.sweep)}
     text = np.frombuffer(json.dumps(header).encode(), dtype=np.uint8)
@@ -48,4 +48,5 @@ def read(path: str | os.PathLike) -> dict[str, Any]:
             how = Settings.of(header["settings"])
         except Exception as error:  # what zipfile and NumPy raise at damaged bytes has no end
             raise ValueError(f"{path} does not hold {FORMAT}: {error}") from None
-    return {"frame": frame, "draws": draws, "how": how, "sweep": sweep, "kept": kept}
+    own = {"frame": frame, "draws": draws, "how": how, "sweep": sweep, "kept": kept}
+    return own | {"made": header.get("made", "")}

@@ -325,11 +325,36 @@ def test_score_and_distil_through_every_door(vit, images, tmp_path, capsys):
         assert (tmp_path / name / "student.pt").exists()
 
 
+@pytest.mark.parametrize("command", ["score", "distill"])
+def test_texts_are_refused_in_a_line_that_says_where_to_go(images, tmp_path, capsys, command):
+    saved(transformers.BertForSequenceClassification, transformers.BertConfig(**WORDS), "words")
+    roles = ["--model"] if command == "score" else ["--teacher", "--student"]
+    models = [part for role in roles for part in (role, "hf:words")]
+    for data in (images, ["--data", "texts.csv", *images[2:]]):
+        assert main([command, *models, *data, "out"]) == 2
+        assert capsys.readouterr().err == (
+            f"geomkd {command}: {roles[0]} hf:words takes input_ids, and the command line has "
+            "images alone to give: in Python score_layers and distill take it, masks and all\n"
+        )
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_warning_is_a_line_without_code(tmp_path, capsys):
+    folder = tmp_path / "masked"
+    saved(transformers.BertForMaskedLM, transformers.BertConfig(**WORDS), folder)
+    capsys.readouterr()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("always", message=".* lacks weights")
+        assert main(["layers", f"hf:{folder}"]) == 0
+    lacking = "pooler.dense.bias, pooler.dense.weight"
+    assert capsys.readouterr().err == f"note: {folder} lacks weights, random here: {lacking}\n"
+
+
 def test_layers_are_listed_without_data(vit, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name, words in {
         "hf:vit": [
-            "2      block tokens 5 x 8   40        600",
+            "2      block tokens 5 x 8  40        600",
             "4 layers, 3 of them blocks",
         ],
         "timm:test_resnet": ["layer4.0", "head_input vector"],

@@ -8,7 +8,7 @@ from small import seeded_model, vit
 from torch import nn
 
 from geomkd.network.forward import evaluating
-from geomkd.network.layers import Layer, candidate_layers
+from geomkd.network.layers import Layer, candidate_layers, describe_layers
 from geomkd.network.masks import check_class_token, mask_of, prefix_of, token_mask
 
 REAL = torch.tensor([[1, 1, 0], [1, 0, 0]]) > 0
@@ -95,6 +95,18 @@ def test_a_first_token_of_a_text_has_to_see_the_others(sees, form):
     )
     with pytest.raises(ValueError, match=text):
         checked(model, inputs)
+
+
+def test_all_layers_of_one_length_are_looked_at_in_two_passes():
+    model, calls = seeded_model(lambda: Text("all")), []
+    names = ["time", "act", "words"]
+    layers = describe_layers(model, names, texts())
+    model.register_forward_pre_hook(lambda *_: calls.append(1))
+    text = "^layer 'words': pool='cls' needs a class token in front"
+    with evaluating(model), pytest.raises(ValueError, match=text):
+        check_class_token(model, layers, texts(), None)
+    assert len(calls) == 2
+    check_class_token(model, layers[:2], texts(), None)
 
 
 class Patches(nn.Module):

@@ -2,6 +2,7 @@
 
 import re
 import warnings
+from dataclasses import replace
 
 import matplotlib
 import numpy as np
@@ -15,7 +16,7 @@ from geomkd.common import files
 from geomkd.measures.table import TABLE
 from geomkd.report import page
 from geomkd.report.pages import meaning
-from geomkd.scoring.rules import sqrt_si
+from geomkd.scoring.ranking import sqrt_si
 
 
 def written(contents, folder, **options):
@@ -116,6 +117,15 @@ def test_long_names_are_whole(tmp_path):
     name = "model." + "encoder." * 12 + "output"
     read = Read(written(scored([name, "b"]), tmp_path))
     assert [th for th in read.texts("th") if th == name]
+
+
+def test_how_they_were_made_is_told_in_words(tmp_path):
+    scores = replace(scored(["a", "b"], samples_per_class=[9, 30]), made="1 May, torch 2.0")
+    read = Read(written(scores, tmp_path))
+    told = dict(zip(read.texts("dt"), read.texts("dd"), strict=True))
+    wanted = {"center": "yes", "partial": "no", "protocol": "–", "sweep": "–", "null": "0"}
+    wanted |= {"samples per class": "9 to 30", "dataset size": "60", "made": "1 May, torch 2.0"}
+    assert wanted.items() <= told.items()
 
 
 # ---- curves --------------------------------------------------------------------------------------
@@ -251,7 +261,7 @@ def test_what_every_score_means_comes_from_its_documentation():
 def test_how_the_scores_were_made_is_told(tmp_path):
     text = written(made(), tmp_path, about={"images": "40 of mine"})
     said = dict(zip(*(Read(text).texts(tag) for tag in ("dt", "dd")), strict=True))
-    assert said["samples per class"] == "15, 15" and said["definition"] == "published"
+    assert said["samples per class"] == "15" and said["definition"] == "published"
     assert said["images"] == "40 of mine" and "subset classes" not in said
     assert "No rule for choosing layers is recommended yet" in text
 

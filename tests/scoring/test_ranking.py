@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from geomkd.scoring.ranking import _spans, check_scored, rank_sets, ranks, spread
+from geomkd.scoring.ranking import _spans, check_scored, rank_sets, rank_table, ranks, spread
 
 RNG = np.random.default_rng
 
@@ -63,7 +63,7 @@ def test_equal_layers():
 @pytest.mark.parametrize("level", [0, 1, -0.5, 95, float("nan")])
 def test_level(level):
     with pytest.raises(ValueError, match=f"^level must be between 0 and 1; got {level}$"):
-        rank_sets(np.ones(2), np.ones((2, 5)), level)
+        rank_table(["a", "b"], np.ones(2), None, level)
 
 
 @pytest.mark.parametrize("shape", [(3, 5), (2, 0), (2,)])

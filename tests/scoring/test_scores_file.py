@@ -3,13 +3,16 @@
 import json
 import os
 import zipfile
+from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from oracle import TERMS
 from scored import jumping, made, measured
 
+import geomkd
 from geomkd import LayerScores
 
 
@@ -20,12 +23,25 @@ def test_what_is_saved_is_loaded(tmp_path):
     loaded = LayerScores.load(path)
     pd.testing.assert_frame_equal(loaded.to_frame(), scores.to_frame())
     assert list(loaded.to_frame()["shape"]) == [(4, 6, 6), (144,), (4,)]
-    assert loaded.settings == scores.settings
+    assert loaded.settings == scores.settings and loaded.made == scores.made
     assert list(loaded.draws) == list(scores.draws)
     for name in TERMS:
         assert np.array_equal(loaded.draws[name], scores.draws[name])
     assert loaded.kept.dtype == np.float32 and np.array_equal(loaded.kept, scores.kept)
     pd.testing.assert_frame_equal(loaded.rank(), scores.rank())
+
+
+def test_scores_know_when_and_by_what_they_were_made(tmp_path):
+    versions = f"geomkd {geomkd.__version__}, torch {torch.__version__}"
+    when, rest = measured().made.split(" UTC, ")
+    assert rest == versions
+    assert abs(datetime.now(UTC) - datetime.fromisoformat(f"{when}+00:00")) < timedelta(hours=1)
+    header = header_of(path := made().save(tmp_path / "a"))
+    del header["made"]  # as in files of before
+    with np.load(path) as file:
+        arrays = {name: file[name] for name in file.files if name != "header"}
+    rewrite(path, header, **arrays)
+    assert LayerScores.load(path).made == ""
 
 
 def test_scores_without_half_samples_are_saved_too(tmp_path):
@@ -53,10 +69,10 @@ def header_of(path):
     return json.loads(np.load(path)["header"].tobytes())
 
 
-def rewrite(path, header):
+def rewrite(path, header, **arrays):
     text = np.frombuffer(json.dumps(header).encode(), dtype=np.uint8)
     with path.open("wb") as file:
-        np.savez(file, header=text)
+        np.savez(file, header=text, **arrays)
 
 
 def truncated(path):

@@ -161,29 +161,41 @@ def test_no_word_where_nothing_is_padded():
 
 
 class Frames(torch.nn.Module):
-    """A signal with a mask of its samples, to frames of which there are fewer."""
+    """A signal with a mask of its samples, to frames of which there are fewer, or to five."""
 
-    def __init__(self):
+    def __init__(self, five=False):
         super().__init__()
         self.frames, self.act = torch.nn.Conv1d(1, 6, 4, 4), torch.nn.ReLU()
+        self.pool = torch.nn.AdaptiveAvgPool1d(5) if five else torch.nn.Identity()
         self.head = torch.nn.Linear(6, 3)
 
     def forward(self, input_values, attention_mask):
-        return self.head(self.act(self.frames(input_values[:, None])).mean(2))
+        return self.head(self.act(self.pool(self.frames(input_values[:, None]))).mean(2))
 
 
-def test_masks_of_other_positions_are_told():
-    x, mask = torch.randn(60, 32), torch.ones(60, 32, dtype=torch.long)
-    for _ in range(2):
-        items = [
-            {"input_values": x[i], "attention_mask": mask[i], "labels": i % 3} for i in range(60)
-        ]
-        found = [str(w.message) for w in warned(DataLoader(items), Frames(), ["act"])]
-        assert found == [] if mask.all() else [
-            "layers ['act'] have other positions than the 32 of the mask: padded positions count "
-            "as tokens"
-        ]  # fmt: skip
-        mask[::2, 20:] = 0
+def signals(padded):
+    x, mask = torch.randn(60, 32, generator=torch.Generator().manual_seed(0)), torch.ones(60, 32)
+    mask[::2, 20:] = int(not padded)
+    rows = zip(x, mask, strict=True)
+    keys = "input_values", "attention_mask", "labels"
+    return [dict(zip(keys, (*row, i % 3), strict=True)) for i, row in enumerate(rows)]
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_masks_of_other_positions_are_told(padded):
+    found = [str(w.message) for w in warned(DataLoader(signals(padded)), Frames(True), ["act"])]
+    told = "layers ['act'] have other positions than the 32 of the mask: padded positions count"
+    assert found == [f"{told} as tokens"] * padded
+
+
+def test_of_a_network_that_strides_the_frames_of_padding_count_nowhere():
+    model, items = Frames(), signals(padded=True)
+    with torch.no_grad():
+        rows = [x["input_values"][x["attention_mask"] > 0][None, None] for x in items]
+        each = torch.cat([model.act(model.frames(row)).mean(2) for row in rows])
+    known = knowledge_quality(each, torch.arange(60) % 3).quality
+    assert not warned(DataLoader(items), model, ["act"])
+    assert quality(model, DataLoader(items, 8), ["act"], "mean") == pytest.approx([known], abs=1e-4)
 
 
 def test_a_sequence_is_pooled_over_time():

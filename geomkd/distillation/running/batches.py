@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -14,9 +14,22 @@ from geomkd.common.randomness import HostDraws, seed_of
 from geomkd.data.sources import Items, Tensors, source_of, split, to_device
 from geomkd.distillation.running.order import Order
 from geomkd.network.forward import first_tensor
+from geomkd.network.masks import Masks, token_mask
 
 EXAMPLES = 4  # samples of the batch that tells shapes before training
 SPREAD = 512  # samples that principal components are fitted on
+
+
+def part_of(inputs: Any, network: str) -> Any:
+    """Give the "student" or the "teacher" its part of the inputs, where each has one; else all."""
+    apart = isinstance(inputs, Mapping) and set(inputs) == {"student", "teacher"}
+    return inputs[network] if apart else inputs
+
+
+def masks_of(inputs: Any) -> Masks:
+    """Mask of a batch, or of the student's part and of the teacher's where each has one."""
+    parts = [part_of(inputs, network) for network in ("student", "teacher")]
+    return token_mask(inputs) if parts[0] is inputs else tuple(map(token_mask, parts))
 
 
 class Batch(NamedTuple):

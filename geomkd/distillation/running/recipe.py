@@ -88,14 +88,8 @@ class Recipe:
                 f"objective {objective.name!r} needs a batch_size that {here.size} processes x "
                 f"{self.accumulate} accumulated parts divide; got {self.batch_size}"
             )
-        return partial(
-            Order,
-            batch_size=self.batch_size,
-            seed=self.seed,
-            world=here,
-            parts=self.accumulate,
-            full=full,
-        )
+        options = {"batch_size": self.batch_size, "parts": self.accumulate, "full": full}
+        return partial(Order, seed=self.seed, world=here, **options)
 
     def validation_order(self, total: int) -> Order:
         """Order of so many validation samples."""

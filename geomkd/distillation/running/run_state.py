@@ -78,22 +78,14 @@ class Progress:
 
 def state_of(run: Run, at: Progress) -> dict[str, Any]:
     """Everything that the rest of a run depends on; called by every process."""
-    own = {
-        "rng": [module.get_rng_state() for module in random_modules(run.device)],
-        "means": at.means.state(),
-    }
-    return {
-        "epoch": at.epoch,
-        "epoch_step": at.step,
-        "seconds": at.seconds,
-        "rows": at.rows,
-        "student": unwrap(run.networks.student).state_dict(),
-        "projectors": run.networks.projectors.state_dict(),
-        "optimisers": [optimiser.state_dict() for optimiser in run.optimisers],
-        "schedules": [schedule.state_dict() for schedule in run.schedules],
-        "scaler": run.scaler.state_dict(),
-        "processes": gathered(own),
-    }
+    rng = [module.get_rng_state() for module in random_modules(run.device)]
+    own = {"rng": rng, "means": at.means.state()}
+    state = {"epoch": at.epoch, "epoch_step": at.step, "seconds": at.seconds, "rows": at.rows}
+    for name in ("optimisers", "schedules"):
+        state[name] = [each.state_dict() for each in getattr(run, name)]
+    state |= {"projectors": run.networks.projectors.state_dict(), "processes": gathered(own)}
+    state["student"] = unwrap(run.networks.student).state_dict()
+    return state | {"scaler": run.scaler.state_dict()}
 
 
 def restore(run: Run, at: Progress, state: Mapping[str, Any]) -> None:

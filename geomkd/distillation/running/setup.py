@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from geomkd.distillation.detached_head import split_student
 from geomkd.distillation.objectives import projectors_of
 from geomkd.distillation.projectors import Meeting
 from geomkd.distillation.rivals import OBJECTIVES
+from geomkd.distillation.running.batches import part_of
 from geomkd.distillation.teacher_head import WithTeacherHead
 from geomkd.network.forward import (
     Forward,
@@ -84,14 +85,16 @@ def join(
     samples : callable, optional
         Returns batches of inputs that principal components are fitted on; by default the example.
     """
+    inputs = samples or partial(iter, [example])
+    example, seen = part_of(example, "student"), part_of(example, "teacher")
     n_classes, n_heads = _logits(student, "student", example, forward)
     frozen = frozen_modules(student)
-    teacher = _checked_teacher(student, teacher, objective, example, n_classes, forward)
+    teacher = _checked_teacher(student, teacher, objective, seen, n_classes, forward)
     generator = Generator().manual_seed(seed)
     pairs = checked_pairs(pairs) if objective.uses_features else []
     student_layers = [name for _, name in pairs]
     _check_sides(pairs, teacher, student)
-    theirs = _described(teacher, "teacher", [name for name, _ in pairs], example, forward)
+    theirs = _described(teacher, "teacher", [name for name, _ in pairs], seen, forward)
     ours = _described(student, "student", student_layers, example, forward)
     if getattr(objective, "uses_teacher_head", False):
         options = {"forward": forward, "generator": generator}
@@ -101,9 +104,11 @@ def join(
         ours = _described(student, "student", student_layers, example, forward)
         n_classes, n_heads = _logits(student, "student", example, forward)
     split = split_student(student, example, ours, cut_head=objective.detaches_head, forward=forward)
-    projectors, inputs = nn.ModuleList(), samples or (lambda: [example])
-    met = list(zip(theirs, ours, strict=True))
-    warn_of_padding(student, ours + theirs, example, (x for x in inputs()), stacklevel=3)
+    projectors, met = nn.ModuleList(), list(zip(theirs, ours, strict=True))
+    looked_at = [(student, [*ours, *theirs] if seen is example else ours, example, "student")]
+    looked_at += [(teacher, theirs, seen, "teacher")] * (seen is not example and bool(theirs))
+    for *told, network in looked_at:
+        warn_of_padding(*told, (part_of(x, network) for x in inputs()), stacklevel=3)
     if pairs:
         meeting = Meeting(met, batch_size, generator, _asked_once(teacher, theirs, inputs, forward))
         first = split.backbone[0]
@@ -111,21 +116,8 @@ def join(
         projectors = projectors_of(objective, meeting).to(first.device, at_least)
     groups = [split.backbone + list(projectors.parameters())]
     groups += [split.head] if split.head else []
-    return Networks(
-        student,
-        teacher,
-        objective,
-        pairs,
-        met,
-        student_layers,
-        projectors,
-        split.cut,
-        groups,
-        n_classes,
-        n_heads,
-        frozen,
-        forward,
-    )
+    joined = (student, teacher, objective, pairs, met, student_layers, projectors, split.cut)
+    return Networks(*joined, groups, n_classes, n_heads, frozen, forward)
 
 
 def as_objective(objective: Any) -> Any:
@@ -220,7 +212,7 @@ def _asked_once(
     def features() -> list[Tensor]:
         parts, names = [], [layer.name for layer in layers]
         with evaluating(teacher):
-            for x in samples():
+            for x in (part_of(x, "teacher") for x in samples()):
                 found, mask = features_of(teacher, x, names, forward=forward), token_mask(x)
                 parts.append([one_by_one(found[layer.name], layer, mask) for layer in layers])
         return [torch.cat(part) for part in zip(*parts, strict=True)]

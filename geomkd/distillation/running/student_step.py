@@ -14,9 +14,10 @@ from geomkd.common.distributed import world
 from geomkd.distillation.detached_head import taken, tapped
 from geomkd.distillation.losses import at_least_float32
 from geomkd.distillation.objectives import StepTensors
+from geomkd.distillation.running.batches import part_of
 from geomkd.distillation.running.setup import Networks, n_alike
 from geomkd.network.forward import call, first_tensor, unwrap
-from geomkd.network.masks import without_padding
+from geomkd.network.masks import Masks, of_both, without_padding
 
 
 class StudentStep(nn.Module):
@@ -37,12 +38,12 @@ class StudentStep(nn.Module):
         labels: Tensor,
         teacher_features: Sequence[Tensor],
         teacher_logits: Tensor | None,
-        mask: Tensor | None = None,
+        mask: Masks = None,
     ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
         """Loss, its named parts, and the student's logits."""
         networks = self.networks
         with self.autocast():
-            output = call(self.student, inputs, networks.forward)
+            output = call(self.student, part_of(inputs, "student"), networks.forward)
         logits = first_tensor(output)
         if not isinstance(output, Tensor) and (n := n_alike(output)) > networks.n_heads:
             raise ValueError(
@@ -51,12 +52,13 @@ class StudentStep(nn.Module):
             )
         ours = zip(taken(self.features, networks.student_layers), networks.layers, strict=True)
         theirs = zip(teacher_features, networks.layers, strict=True)
+        mine, of_teacher = of_both(mask)
         step = StepTensors(
             labels,
             at_least_float32(logits),
             teacher_logits,
-            [without_padding(at_least_float32(x), layer, mask) for x, (_, layer) in ours],
-            [without_padding(at_least_float32(x), layer, mask) for x, (layer, _) in theirs],
+            [without_padding(at_least_float32(x), layer, mine) for x, (_, layer) in ours],
+            [without_padding(at_least_float32(x), layer, of_teacher) for x, (layer, _) in theirs],
             self.projectors,
             mask,
         )

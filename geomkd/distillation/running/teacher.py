@@ -18,7 +18,7 @@ from geomkd.common.checks import check_choice
 from geomkd.common.distributed import gathered, world
 from geomkd.common.files import atomic_write
 from geomkd.common.progress import bar_of
-from geomkd.distillation.running.batches import Batches
+from geomkd.distillation.running.batches import Batches, part_of
 from geomkd.distillation.running.fingerprints import (
     data_fingerprint,
     draws_at_random,
@@ -49,6 +49,7 @@ class LiveTeacher:
         teacher, names, forward = networks.teacher, networks.teacher_layers, networks.forward
         if teacher is None:
             return [], None
+        inputs = part_of(inputs, "teacher")
         with evaluating(teacher), self.autocast():
             if not networks.objective.uses_teacher_logits:  # not beyond the last layer
                 features, logits = features_of(teacher, inputs, names, forward=forward), None
@@ -94,7 +95,7 @@ class CachedTeacher:
                 "at random"
             )
         networks = teacher.networks
-        lengths = {first_tensor(x).shape for x in probes(train)}
+        lengths = {first_tensor(part_of(x, "teacher")).shape for x in probes(train)}
         if len(lengths) > 1 and any(on_line(layer) for layer, _ in networks.layers):
             raise ValueError(
                 "cache_dir= keeps tokens of samples of one length; got several: pad all to the "
@@ -105,16 +106,9 @@ class CachedTeacher:
         self.has_logits = networks.objective.uses_teacher_logits
         self.device, self.total = train.device, train.order.total
         self.stored = dtype or "float32"
-        what = {
-            "teacher": weights_fingerprint(networks.teacher),
-            "data": data_fingerprint(train),
-            "layers": self.names,
-            "logits": self.has_logits,
-            "samples": self.total,
-            "stored": self.stored,
-            "shard": SHARD,
-            "precision": precision,
-        }
+        what = {"teacher": weights_fingerprint(networks.teacher), "data": data_fingerprint(train)}
+        what |= {"layers": self.names, "logits": self.has_logits, "samples": self.total}
+        what |= {"stored": self.stored, "shard": SHARD, "precision": precision}
         text = json.dumps(what, sort_keys=True)
         self.folder = Path(folder) / hashlib.sha256(text.encode()).hexdigest()[:16]
         self.folder.mkdir(parents=True, exist_ok=True)
