@@ -114,15 +114,17 @@ def search(rows: Rows, k: int) -> Neighbours:
 # ---- where products cancel -----------------------------------------------------------------------
 
 
-def unsure(source: Source, near: Neighbours) -> tuple[Tensor, Tensor]:
-    """Whether products cannot give (n, k) distances, and what these are off by at the most."""
+def unsure(
+    source: Source, near: Neighbours, rows: Tensor | slice = slice(None)
+) -> tuple[Tensor, Tensor]:
+    """Whether products cannot give (m, k) distances, and what these are off by at the most."""
     sq, at = near
-    norm, own = source.residual_sq.sqrt(), source.centred_sq
+    norms, sq_norms = source.residual_sq.sqrt(), source.centred_sq
+    norm, own = norms[rows].unsqueeze(1), sq_norms[rows].unsqueeze(1)
     # No sample of a larger norm than this is as near, by the triangle inequality.
-    reach = (sq.sqrt() + norm.unsqueeze(1) + 2 * source.apart).clamp(max=norm.max())
-    error = 2 * source.dot_error * norm.unsqueeze(1) * reach
+    reach = (sq.sqrt() + norm + 2 * source.apart).clamp(max=norms.max())
     # Without residuals (collapsed classes) what is left is float64 rounding of the norms.
-    error = error + 2.0**-48 * (own.unsqueeze(1) + own[at])
+    error = 2 * source.dot_error * norm * reach + 2.0**-48 * (own + sq_norms[at])
     return error > _SQ_DISTANCE_ERROR * sq, error
 
 
