@@ -116,7 +116,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--quick", action="store_true", help="five repetitions")
-    parser.add_argument("--classes", type=int, nargs="+", default=[*SETTINGS], choices=[*SETTINGS])
+    parser.add_argument("--classes", type=int, nargs="+", default=[*SETTINGS])
     parser.add_argument("--out", type=Path, help="file of the result (default: under results/)")
     options = parser.parse_args(arguments)
     repetitions = 5 if options.quick else 1000
