@@ -104,9 +104,11 @@ def test_measuring_again(elsewhere, dtype):
 def test_quality(elsewhere, dtype, kind, definition):
     gram = fake_gram(elsewhere, dtype)
     draws = fake_draws(kind, elsewhere)
-    nearest = torch.empty(gram.n, len(draws.of_class[0]), dtype=torch.float64, device=elsewhere)
+    nearest = torch.empty(gram.n, draws.taken.shape[1], dtype=torch.float64, device=elsewhere)
     statistics = STATISTICS[definition](gram, draws)
-    statistics.nearest = nearest  # the search reads data
+    statistics.nearest = nearest  # the search reads data, and so does that of the least
+    if definition == "published":
+        statistics.margins = torch.empty(draws.taken.shape, dtype=torch.float64, device=elsewhere)
     parts = quality.quality_from(statistics, 5000.0)
     assert {part.device for part in parts.values()} == {elsewhere}
     assert {part.shape for part in parts.values()} == {nearest[0].shape}
@@ -120,9 +122,10 @@ def test_spectra_of_other_samples(elsewhere, kind, definition):
     draws = fake_draws(kind, elsewhere)
     squares = [torch.empty(m, m, dtype=torch.float64, device=elsewhere) for m in (900, 500, 40)]
     spectra = spectra_of_larger(gram, squares, draws, seed=0)
-    shape = gram.n, len(draws.of_class[0])
+    shape = gram.n, draws.taken.shape[1]
     statistics = STATISTICS[definition](gram, draws, spectra=spectra)
     statistics.nearest = torch.empty(shape, dtype=torch.float64, device=elsewhere)
+    statistics.margins = torch.empty(draws.taken.shape, dtype=torch.float64, device=elsewhere)
     parts = quality.quality_from(statistics, 5000.0)
     assert {part.device for part in parts.values()} == {elsewhere}
 

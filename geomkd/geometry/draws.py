@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -16,9 +17,14 @@ _GATHERED = 1_000_000  # numbers gathered at a time: 8 MB in float64
 
 @dataclass(frozen=True, eq=False)
 class Draws:
-    """R subsets of a class-sorted sample, with the same number of every class in each."""
+    """R subsets of a class-sorted sample, with the same number of every class in each.
 
-    of_class: list[Tensor]  # (R, m_a) positions drawn within each class, rising
+    Of every class F parts are at hand, and a draw takes one of them: what a class gives alone, such
+    as its spectrum, is reduced F times, not R times.
+    """
+
+    parts: list[Tensor]  # (F, m_a) positions within each class, rising
+    taken: Tensor  # (C, R) part of each class that a draw takes
     member: Tensor  # (n, R) whether a sorted row is in a draw
     class_sizes: list[int]  # samples of each class in the sample
     whole: bool  # where the one draw is the sample itself
@@ -26,28 +32,56 @@ class Draws:
     @classmethod
     def all_of(cls, sizes: list[int], device: torch.device) -> Draws:
         """Take the sample itself as one draw."""
-        of_class = [torch.arange(m, device=device).unsqueeze(0) for m in sizes]
-        member = torch.ones(sum(sizes), 1, dtype=torch.bool, device=device)
-        return cls(of_class, member, sizes, True)
+        every = [torch.arange(m, device=device).unsqueeze(0) for m in sizes]
+        return cls.one(every, sizes, whole=True)
 
     @classmethod
     def halves(cls, sizes: list[int], draws: int, seed: int, device: torch.device) -> Draws:
-        """``draws`` half-samples without replacement: max(2, ceil(n_a / 2)) of every class."""
+        """``draws`` half-samples without replacement: max(2, ceil(n_a / 2)) of every class.
+
+        Of few classes each draw takes halves of its own. Of more, each class is halved at random
+        `halvings` times, and a draw takes one half of each class, every half as often as any other:
+        with both halves of a halving, the mean over draws is that of the sample for whatever adds
+        up over rows.
+        """
         uniform = generator_options(seed) | {"dtype": torch.float64}
-        of_class, members = [], []
+        count = halvings(len(sizes), draws)
+        parts, taken = [], []
         for size in sizes:
             keep = max(2, (size + 1) // 2)
-            order = torch.rand(draws, size, **uniform).argsort(dim=1)
-            chosen = order[:, :keep].sort(dim=1).values
-            of_class.append(chosen.to(device))
-            members.append(torch.zeros_like(order, dtype=torch.bool).scatter_(1, chosen, True))
-        member = torch.cat(members, dim=1).T.contiguous().to(device)
-        return cls(of_class, member, sizes, False)
+            order = torch.rand(count or draws, size, **uniform).argsort(dim=1)
+            if count:
+                order = torch.cat([order, order.flip(1)])
+            parts.append(order[:, :keep].sort(dim=1).values.to(device))
+            turn = torch.arange(draws, device=order.device) % len(order)
+            turn = turn[torch.rand(draws, **uniform).argsort()] if count else turn
+            taken.append(turn)
+        return cls._of(parts, torch.stack(taken).to(device), sizes)
+
+    @classmethod
+    def one(cls, rows: list[Tensor], sizes: list[int], *, whole: bool = False) -> Draws:
+        """One draw of such (1, m_a) rows of classes of such sizes."""
+        taken = torch.zeros(len(sizes), 1, dtype=torch.int64, device=rows[0].device)
+        return cls._of(rows, taken, sizes, whole)
+
+    @classmethod
+    def _of(
+        cls, parts: list[Tensor], taken: Tensor, sizes: list[int], whole: bool = False
+    ) -> Draws:
+        member = []
+        for size, part, of_class in zip(sizes, parts, taken, strict=True):
+            held = torch.zeros(len(part), size, dtype=torch.bool, device=part.device)
+            member.append(held.scatter_(1, part, True)[of_class].T)
+        return cls(parts, taken, torch.cat(member), sizes, whole)
 
     @property
     def sizes(self) -> list[int]:
         """Samples of each class in a draw."""
-        return [chosen.shape[1] for chosen in self.of_class]
+        return [part.shape[1] for part in self.parts]
+
+    def of_class(self, a: int) -> Tensor:
+        """Positions drawn within class ``a``, (R, m_a), rising."""
+        return self.parts[a][self.taken[a]]
 
     def weights(self) -> Tensor:
         """Membership over class size, (n, R) float64: sums become means over classes."""
@@ -56,14 +90,23 @@ class Draws:
         ]
         return self.member * self.member.new_tensor(of_row, dtype=torch.float64).unsqueeze(1)
 
-    def pairs(self, a: int, square: Tensor) -> Iterator[tuple[slice, Tensor]]:
-        """(draws, (r, m, m) part of the (n_a, n_a) ``square`` of class ``a``), a few at a time."""
-        chosen = self.of_class[a]
-        step = max(1, _GATHERED // chosen.shape[1] ** 2)
-        for start in range(0, len(chosen), step):
-            i = chosen[start : start + step]
+    def pairs(self, rows: Tensor, square: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        """(which, (r, m, m) of the (n_a, n_a) ``square`` at (F, m) ``rows``), a few at a time."""
+        step = max(1, _GATHERED // rows.shape[1] ** 2)
+        for start in range(0, len(rows), step):
+            i = rows[start : start + step]
             part = square.unsqueeze(0) if self.whole else square[i[:, :, None], i[:, None, :]]
             yield slice(start, start + len(i)), part
+
+
+def halvings(n_classes: int, draws: int) -> int:
+    """Random halvings of each of C classes that ``draws`` half-samples are made of; 0: none.
+
+    So many that a mean over classes varies with as many degrees of freedom as independent draws
+    have; at least two, and none where that would save nothing.
+    """
+    count = max(2, math.ceil(draws / n_classes))
+    return count if 2 * count < draws else 0
 
 
 def held_out(index: Tensor, n_classes: int, share: float, seed: int) -> tuple[Tensor, Tensor]:
@@ -152,8 +195,8 @@ class SampleDraws:
     def _smaller(self, rows: Tensor) -> Draws:
         member = torch.zeros_like(self.whole.member)
         member[torch.argsort(self.order)[rows]] = True
-        of_class = [part.nonzero().T for part in member[:, 0].split(self.sizes)]
-        return Draws(of_class, member, self.sizes, False)
+        parts = [part.nonzero().T for part in member[:, 0].split(self.sizes)]
+        return Draws.one(parts, self.sizes)
 
     def rows_of(self, member: Tensor) -> Tensor:
         """Find the samples of a draw, (n,) of sorted rows, in the order in which they come."""

@@ -9,6 +9,7 @@ digits: ``x_i.x_j = c_i.c_j + c_i.m_b + m_a.c_j + m_a.m_b``.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -22,7 +23,14 @@ from geomkd.geometry.columns import (
     exact_sq_distances,
     sq_differences,
 )
-from geomkd.geometry.neighbours import Neighbours, Tile, nearest_of, searched_again, unsure
+from geomkd.geometry.neighbours import (
+    Neighbours,
+    Tile,
+    nearest_of,
+    searched_again,
+    smallest,
+    unsure,
+)
 from geomkd.geometry.precision import BLOCK, DOT_ERROR, inverse, scale_of
 
 _NEAR = 2.0**-8  # rows of a squared norm below this share of |c_i|^2 are measured again
@@ -184,6 +192,45 @@ class ClassGram:
         """
         sq, at = nearest_of(self._distances_to_others(among), self.n, k, self.centred_sq)
         return Neighbours(sq.clamp_(min=0), at)
+
+    @cached_property
+    def nearest_of_others(self) -> Neighbours:
+        """The nearest sample of another class to each, (n, 1), as products give it."""
+        return self.nearest_other()
+
+    def nearest_others_of(self, rows: Tensor, k: int) -> Neighbours:
+        """Find the k nearest of other classes of (m,) rising rows: (m, k), the first to 1e-5."""
+        found = []
+        for some, dots in self._dots_of(rows):
+            sq = dots.mul_(-2).add_(self.centred_sq[some, None]).add_(self.centred_sq)
+            same = self.class_of[some, None] == self.class_of
+            found.append(smallest(sq.masked_fill_(same, torch.inf), k))
+        sq, at = (torch.cat(parts) for parts in zip(*found, strict=True))
+        sq.clamp_(min=0)
+        open_ = unsure(self, Neighbours(sq[:, :1], at[:, :1]), rows)[0].nonzero()[:, 0]
+        if len(open_):
+            sq[open_] = self.measure(rows[open_], at[open_])
+        return Neighbours(sq, at)
+
+    def _dots_of(self, rows: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield some of (m,) rising rows, and their centred dot products with all rows, (b, n)."""
+        counts = (rows // BLOCK).bincount(minlength=len(self._blocks)).tolist()
+        for own, some in zip(self._blocks, rows.split(counts), strict=True):
+            dots = torch.empty(len(some), self.n, dtype=torch.float64, device=self.device)
+            at, half = some - own.rows.start, self._half[some]
+            for cols in self._blocks if len(some) else ():
+                below = cols.rows.start < own.rows.start
+                rest = (
+                    self.upper[cols.rows, own.rows].T[at] if below else self.upper[some, cols.rows]
+                )
+                left = torch.cat([half[:, cols.span], own.hot[at]], 1)
+                right = torch.cat([cols.hot, self._half[cols.rows, own.span]], 1)
+                dots[:, cols.rows].copy_(rest).addmm_(left, right.T)
+            for k, row in enumerate(self._near[0] if self._near else ()):
+                table = self._near[1][False][k]
+                dots[some == row] = table
+                dots[:, row] = table[some]
+            yield some, dots
 
     def _distances_to_others(self, among: Tensor | None) -> Iterator[Tile]:
         sq = self.centred_sq

@@ -17,12 +17,19 @@ from torch import Tensor
 
 from geomkd.common.checks import as_features, check_finite
 from geomkd.geometry.columns import column_slices, exact_sq_distances, sq_differences
-from geomkd.geometry.precision import BLOCK, DOT_ERROR, exact_arithmetic, mean_of, scale_of
+from geomkd.geometry.precision import (
+    BLOCK,
+    DOT_ERROR,
+    exact_arithmetic,
+    few_rows,
+    mean_of,
+    scale_of,
+)
 
 TILE = 2048  # rows and columns whose distances are in hand at a time
 SPARE = 4  # candidates beyond k, where distances are measured again
 _SQ_DISTANCE_ERROR = 1e-5  # share of a squared distance that may come from products
-_CENTRED = 2**25  # features of a tile's rows, at most: 128 MB
+_CENTRED = 2**25  # features that are centred at a time, at most: 128 MB
 
 Tile = tuple[slice, slice, Tensor]  # rows, columns and their squared distances
 Mask = Callable[[Tensor], Tensor]
@@ -66,7 +73,7 @@ class Rows:
         self.centre, self.dot_error = mean_of(x, self.scale).to(dtype), DOT_ERROR[dtype]
         norms = [
             torch.linalg.vector_norm((part.double() * self.scale).sub_(self.centre), dim=1)
-            for part in x.split(BLOCK)
+            for part in few_rows(x)
         ]
         self.centred_sq = self.residual_sq = torch.cat(norms).square()
         self.apart = torch.zeros_like(self.centred_sq[0])
@@ -77,19 +84,30 @@ class Rows:
         return (part if self.scale == 1.0 else part * self.scale) - self.centre
 
     def triangle(self) -> Iterator[Tile]:
-        """Yield tiles on and above the diagonal."""
-        height = min(TILE, max(256, _CENTRED // self.given.shape[1]))
-        tiles = [slice(s, min(self.n, s + height)) for s in range(0, self.n, height)]
-        for i, rows in enumerate(tiles):
-            left = self.centred(rows)
-            # The norms ride along as two more features: one product gives x^2 + y^2 - 2 xy.
-            sq, one = self.centred_sq[rows, None].to(left.dtype), left.new_ones(len(left), 1)
-            whole = torch.cat([left, sq, one], dim=1)
-            for cols in tiles[i:]:
-                right = left if cols is rows else self.centred(cols)
-                sq, one = self.centred_sq[cols, None].to(left.dtype), left.new_ones(len(right), 1)
-                distance = whole @ torch.cat([right * -2, one, sq], dim=1).T
-                yield rows, cols, distance.fill_diagonal_(torch.inf) if cols is rows else distance
+        """Yield tiles on and above the diagonal.
+
+        Of strips low enough that what lies below the diagonal is a tenth, and of columns that are
+        centred once and meet every strip.
+        """
+        fit = max(256, _CENTRED // self.given.shape[1])
+        height = min(TILE, fit, 256 * math.ceil(self.n / 2560))
+        width = min(4 * TILE, fit) // height * height
+        sq = self.centred_sq.to(self.centre.dtype)
+        for start in range(0, self.n, width):
+            right = self.centred(slice(start, min(self.n, start + width)))
+            for top in range(0, start + len(right), height):
+                rows = slice(top, min(self.n, top + height))
+                own = slice(top - start, top - start + height)
+                left, beyond = (right[own], right[own.start :]) if top >= start else (
+                    self.centred(rows), right)  # fmt: skip
+                first = max(top, start)
+                distance = torch.addmm(sq[first : start + len(right)], left, beyond.T, alpha=-2)
+                distance.add_(sq[rows, None])
+                if top >= start:
+                    yield rows, rows, distance[:, : len(left)].fill_diagonal_(torch.inf)
+                    first, distance = rows.stop, distance[:, len(left) :]
+                if distance.shape[1]:
+                    yield rows, slice(first, start + len(right)), distance
 
     def measure(self, rows: Tensor, at: Tensor) -> Tensor:
         """See `Source`."""
@@ -114,15 +132,17 @@ def search(rows: Rows, k: int) -> Neighbours:
 # ---- where products cancel -----------------------------------------------------------------------
 
 
-def unsure(source: Source, near: Neighbours) -> tuple[Tensor, Tensor]:
-    """Whether products cannot give (n, k) distances, and what these are off by at the most."""
+def unsure(
+    source: Source, near: Neighbours, rows: Tensor | slice = slice(None)
+) -> tuple[Tensor, Tensor]:
+    """Whether products cannot give (m, k) distances, and what these are off by at the most."""
     sq, at = near
-    norm, own = source.residual_sq.sqrt(), source.centred_sq
+    norms, sq_norms = source.residual_sq.sqrt(), source.centred_sq
+    norm, own = norms[rows].unsqueeze(1), sq_norms[rows].unsqueeze(1)
     # No sample of a larger norm than this is as near, by the triangle inequality.
-    reach = (sq.sqrt() + norm.unsqueeze(1) + 2 * source.apart).clamp(max=norm.max())
-    error = 2 * source.dot_error * norm.unsqueeze(1) * reach
+    reach = (sq.sqrt() + norm + 2 * source.apart).clamp(max=norms.max())
     # Without residuals (collapsed classes) what is left is float64 rounding of the norms.
-    error = error + 2.0**-48 * (own.unsqueeze(1) + own[at])
+    error = 2 * source.dot_error * norm * reach + 2.0**-48 * (own + sq_norms[at])
     return error > _SQ_DISTANCE_ERROR * sq, error
 
 

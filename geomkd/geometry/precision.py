@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 BLOCK = 512  # rows that are taken to float64 at a time: 2 MB a square block, which stays in cache
+_CACHED = 2**18  # numbers that are taken to float64 at a time where each is read once: 2 MB
 COLUMNS = 1024  # features that are centred and multiplied at a time
 # A product of two rows is off by about this share of |x||y|.
 DOT_ERROR = {torch.float32: 2.0**-21, torch.float64: 2.0**-50}
@@ -74,9 +75,14 @@ def scale_of(x: Tensor, dtype: torch.dtype | None = None, *, beyond: int = 20) -
     return torch.ldexp(torch.ones_like(top), -exponent)
 
 
+def few_rows(x: Tensor) -> tuple[Tensor, ...]:
+    """Split (n, d) features into rows that stay in cache as float64."""
+    return x.split(max(1, min(BLOCK, _CACHED // max(1, x.shape[1]))))
+
+
 def mean_of(x: Tensor, scale: Tensor | float = 1.0) -> Tensor:
-    """Mean of the rows of (n, d) features times a power of two, float64, a block at a time."""
-    return sum((part.double() * scale).sum(dim=0) for part in x.split(BLOCK)) / len(x)
+    """Mean of the rows of (n, d) features times a power of two, float64, a few at a time."""
+    return sum((part.double() * scale).sum(dim=0) for part in few_rows(x)) / len(x)
 
 
 def centred(

@@ -48,9 +48,7 @@ def principal(features: Any, *, center: bool = True) -> Principal:
         square = torch.zeros(2 * (min(x.shape),), dtype=torch.float64, device=x.device)
         if x.shape[1] < len(x):
             exact, means_sq = _exact(x, scale, center)
-            values, axes = torch.linalg.eigh(square.addmm_(exact.T, exact))
-            kept = _positive(values, square.trace() + means_sq, len(x))
-            return Principal(exact @ axes[:, kept].flip(1), values[kept].flip(0), x.shape[1], scale)
+            return _of_narrow(exact, means_sq)._replace(scale=scale)
         raw_sum = torch.zeros_like(scale)
         for piece in column_slices(x):
             exact, means_sq = _exact(piece, scale, center)
@@ -58,6 +56,14 @@ def principal(features: Any, *, center: bool = True) -> Principal:
             raw_sum = raw_sum + means_sq
         found = of_gram(square, x.shape[1], raw_sum=raw_sum + square.trace())
         return found._replace(scale=scale)
+
+
+def _of_narrow(exact: Tensor, means_sq: Tensor | float = 0.0) -> Principal:
+    """Principal coordinates of (n, d) float64 features as they are, d < n."""
+    square = exact.T @ exact
+    values, axes = torch.linalg.eigh(square)
+    kept = _positive(values, square.trace() + means_sq, len(exact))
+    return Principal(exact @ axes[:, kept].flip(1), values[kept].flip(0), exact.shape[1])
 
 
 def _exact(x: Tensor, scale: Tensor, center: bool) -> tuple[Tensor, Tensor | float]:
@@ -97,6 +103,7 @@ class SubsetGram:
     def __init__(self, rows: Tensor, scale: float = 1.0) -> None:
         m, zeros = len(rows), {"dtype": torch.float64, "device": rows.device}
         self.rows, self.scale, self.dim, self._done = rows, scale, 0, False
+        self._narrow: list[tuple[Tensor, Tensor]] = []  # of a narrow layer its features, and mean
         self.gram = torch.zeros(m, m, **zeros)
         self._to_mean = torch.zeros(m, **zeros)  # (x_i - mean) . mean
         self._mean_sq = torch.zeros((), **zeros)
@@ -121,10 +128,18 @@ class SubsetGram:
             self._to_mean += exact @ mean
             self._mean_sq += mean @ mean
             self.dim += piece.shape[1]
+            self._narrow = [*self._narrow, (exact, mean)] if self.dim < len(self.rows) else []
         self.seen(piece.shape[1])
 
     def principal(self, part: Tensor, *, center: bool) -> Principal:
         """Principal coordinates of some of the rows, given by their places."""
+        if self.dim < len(part):
+            exact, mean = (torch.cat(pieces, dim=-1) for pieces in zip(*self._narrow, strict=True))
+            rows = exact[part]
+            own = rows.mean(dim=0)
+            if center:
+                return _of_narrow(rows - own, len(part) * (own + mean).square().sum())
+            return _of_narrow(rows + mean)
         gram = self.gram[part][:, part]
         to_mean = self._to_mean[part]
         raw_sum = self._raw_sq()[part].sum()

@@ -18,9 +18,11 @@ from torch import Tensor
 
 from geomkd.geometry.draws import Draws
 from geomkd.geometry.gram import ClassGram
+from geomkd.geometry.neighbours import unsure
 from geomkd.geometry.precision import ZERO_VARIANCE, exact_arithmetic, inverse, one_thread
 
 NEIGHBOURS = 32  # nearest rows kept for half-samples: all are missed with probability 2^-32
+_FIRST_ROWS, _OF_FIRST = 24, 16  # rows of a class that are read first, their neighbours kept
 _ZERO_SHARE = 2.0**-18  # of the second moment about the class mean: float32 products give no less
 
 
@@ -80,10 +82,10 @@ class Published(_Statistics):
         for a, (s, e) in enumerate(gram.spans):
             scale = inverse_norm[s:e]
             cosine = gram.class_dots(a, raw=True).mul_(scale).mul_(scale.unsqueeze(1)).abs_()
-            parts = [(p.mean((1, 2)), p.amin((1, 2))) for _, p in self.draws.pairs(a, cosine)]
-            mean, least = zip(*parts, strict=True)
-            means.append(torch.cat(mean))
-            minima.append(torch.cat(least))
+            of_parts = self.draws.pairs(self.draws.parts[a], cosine)
+            mean, least = zip(*((p.mean((1, 2)), p.amin((1, 2))) for _, p in of_parts), strict=True)
+            means.append(torch.cat(mean)[self.draws.taken[a]])
+            minima.append(torch.cat(least)[self.draws.taken[a]])
         within = torch.stack(means)
         every = gram.abs_cosine_form(self.draws.weights())  # sum over all ordered pairs of classes
         return Cosines(within, torch.stack(minima), (every - within.sum(dim=0)) / self.pairs)
@@ -91,7 +93,9 @@ class Published(_Statistics):
     @cached_property
     def margins(self) -> Tensor:
         """Least distance from each class to any other, (C, R)."""
-        return torch.stack([self.nearest[s:e].amin(dim=0) for s, e in self.gram.spans])
+        if len(self.draws.taken[0]) == 1:
+            return torch.stack([self.nearest[s:e].amin(dim=0) for s, e in self.gram.spans])
+        return least_in_draws(self.gram, self.draws).sqrt() / self.gram.scale
 
     @cached_property
     def size(self) -> Tensor:
@@ -160,10 +164,10 @@ class Robust(_Statistics):
     def _within(self, a: int) -> Iterator[Tensor]:
         """Cosines within class ``a``, (r, m, m), a few draws at a time."""
         s, e = self.gram.spans[a]
-        chosen, about = self.draws.of_class[a], self.about
+        chosen, about = self.draws.of_class(a), self.about
         shift = about.shift[s:e].T.gather(1, chosen)
         scale = about.inverse_norm[s:e].T.gather(1, chosen)
-        for r, dots in self.draws.pairs(a, self.gram.class_dots(a)):
+        for r, dots in self.draws.pairs(chosen, self.gram.class_dots(a)):
             moved = dots - shift[r].unsqueeze(2) - shift[r].unsqueeze(1)
             moved = moved + about.offset[r, None, None]
             yield moved * scale[r].unsqueeze(2) * scale[r].unsqueeze(1)
@@ -171,8 +175,8 @@ class Robust(_Statistics):
     @cached_property
     def margins(self) -> Tensor:
         """Median over each class of the distance to the nearest of another, (C, R)."""
-        of_class = zip(self.gram.spans, self.draws.of_class, strict=True)
-        parts = (self.nearest[s:e].T.gather(1, chosen) for (s, e), chosen in of_class)
+        spans, of_class = enumerate(self.gram.spans), self.draws.of_class
+        parts = (self.nearest[s:e].T.gather(1, of_class(a)) for a, (s, e) in spans)
         return torch.stack([quantile(part, 0.5) for part in parts])
 
     @cached_property
@@ -229,17 +233,22 @@ def spectrum_of(gram: ClassGram, a: int, square: Tensor, draws: Draws) -> Spectr
     """Spectrum of class ``a`` from an (m, m) Gram matrix of samples of it, scaled as ``gram``."""
     s, e = gram.spans[a]
     floor = ZERO_VARIANCE * gram.raw_sq[s:e].sum()  # what rounding alone leaves about the mean
-    shares = [_shares(part, gram.dim, floor, gram.dtype) for _, part in draws.pairs(a, square)]
-    return Spectrum(torch.cat(shares), draws.sizes[a])
+    # Of many draws only the spread counts, and the precision of the features gives it.
+    dtype = gram.dtype if len(draws.parts[a]) > 1 else torch.float64
+    of_parts = draws.pairs(draws.parts[a], square)
+    shares = [_shares(part, gram.dim, floor, gram.dtype, dtype) for _, part in of_parts]
+    return Spectrum(torch.cat(shares)[draws.taken[a]], draws.sizes[a])
 
 
-def _shares(block: Tensor, dim: int, floor: Tensor, dtype: torch.dtype) -> Tensor:
+def _shares(
+    block: Tensor, dim: int, floor: Tensor, dtype: torch.dtype, found_in: torch.dtype
+) -> Tensor:
     """Eigenvalues over their sum of (r, m, m) Gram matrices, centred here, falling."""
     floor = torch.maximum(floor, _ZERO_SHARE * _trace(block).unsqueeze(1))
     row = block.mean(dim=2, keepdim=True)
     block = block - row - row.transpose(1, 2) + row.mean(dim=1, keepdim=True)
     with one_thread():
-        values = torch.linalg.eigvalsh(block)
+        values = torch.linalg.eigvalsh(block.to(found_in)).double()
     values = values.flip(1)[:, : min(block.shape[1], dim)].clamp(min=0)
     # Rounding spreads about this share over terms that are 0, and Q takes the root of its entropy.
     noise = torch.finfo(dtype).eps / 2 * math.sqrt(block.shape[1])
@@ -252,8 +261,8 @@ def _shares(block: Tensor, dim: int, floor: Tensor, dtype: torch.dtype) -> Tenso
 def nearest_in_draws(gram: ClassGram, draws: Draws, definition: str) -> Tensor:
     """Squared distance of every row to its nearest of another class, (n, R); inf outside a draw."""
     if draws.whole:
-        value, at = gram.nearest_other()
-        value, at = value[:, 0], at[:, 0]
+        value, at = gram.nearest_of_others
+        value, at = value[:, 0].clone(), at[:, 0]
         rows = gram.unresolved(value, at, per_class=definition == "published")
         if len(rows):
             value[rows] = gram.refine(rows)
@@ -264,12 +273,44 @@ def nearest_in_draws(gram: ClassGram, draws: Draws, definition: str) -> Tensor:
     rows = gram.unresolved(value[:, 0], at[:, 0], per_class=False)
     if len(rows):
         value[rows] = gram.measure(rows, at[rows]).masked_fill(value[rows].isinf(), torch.inf)
+    return _of_drawn(value, at, draws.member, draws.member)
+
+
+def _of_drawn(value: Tensor, at: Tensor, own: Tensor, member: Tensor) -> Tensor:
+    """Least of (m, k) values at rows that are in each draw, (m, R); inf where ``own`` is not."""
     farthest = value.amax(dim=1)  # a bound, where a draw has missed every neighbour kept
     columns = []
-    for member in draws.member.T:
-        least = value.masked_fill(~member[at], torch.inf).amin(dim=1)
-        columns.append(torch.minimum(least, farthest).masked_fill_(~member, torch.inf))
+    for held, drawn in zip(own.T, member.T, strict=True):
+        least = value.masked_fill(~drawn[at], torch.inf).amin(dim=1)
+        columns.append(torch.minimum(least, farthest).masked_fill_(~held, torch.inf))
     return torch.stack(columns, dim=1)
+
+
+def least_in_draws(gram: ClassGram, draws: Draws) -> Tensor:
+    """Least squared distance from each class to any other in each draw, (C, R).
+
+    Read off the rows of a class that are nearest to others in the whole sample: what is as near as
+    the next of them, no draw can bring nearer. Where a draw holds none of these, more are read.
+    """
+    near = gram.nearest_of_others
+    lower = (near.sq_distance - unsure(gram, near)[1]).squeeze(1)
+    k = min(_OF_FIRST, gram.n - max(gram.classes.sizes))
+    least = torch.empty(draws.taken.shape, dtype=torch.float64, device=gram.device)
+    beyond = torch.full_like(lower[:1], torch.inf)
+    open_, count = list(range(gram.n_classes)), _FIRST_ROWS
+    while open_:
+        first, next_ = [], []
+        for s, e in (gram.spans[a] for a in open_):
+            rising = lower[s:e].sort()
+            first.append(rising.indices[:count].sort().values + s)
+            next_.append(torch.cat([rising.values, beyond])[min(count, e - s)])
+        rows = torch.cat(first)
+        found = _of_drawn(*gram.nearest_others_of(rows, k), draws.member[rows], draws.member)
+        of_class = torch.stack([part.amin(dim=0) for part in found.split([len(r) for r in first])])
+        least[open_] = of_class
+        unsettled = (of_class > torch.stack(next_).unsqueeze(1)).any(dim=1).tolist()
+        open_, count = [a for a, more in zip(open_, unsettled, strict=True) if more], 4 * count
+    return least
 
 
 def terms_to(shares: Tensor, share: float) -> Tensor:

@@ -103,20 +103,24 @@ def logme_from(
     principal: Principal, index: Tensor, n_classes: int, *, center: bool = False
 ) -> Tensor:
     """`logme` of the coordinates as they are; ``center`` where they are about their mean."""
-    targets = _one_hot(index, n_classes)
-    if center:
-        targets = targets - targets.mean(dim=0)
-    n = principal.n - center
-    power = targets.square().sum(dim=0)
+    coordinates = principal.coordinates
+    counts = _sums(coordinates.new_ones(principal.n, 1), index, n_classes).squeeze(1)
+    mean = counts / principal.n if center else torch.zeros_like(counts)  # of each target
+    n, power = principal.n - center, counts * (1 - mean)
     best = 0.5 * (torch.log(n / power) - 1 - math.log(2 * math.pi))  # alpha to infinity
     if len(principal.sq_singular):
-        unit = principal.coordinates / principal.sq_singular.sqrt()
-        along = unit.T @ targets
-        outside = (targets - unit @ along).square().sum(dim=0)
+        unit = coordinates / principal.sq_singular.sqrt()
+        along = _sums(unit, index, n_classes).T - unit.sum(dim=0).unsqueeze(1) * mean
+        outside = (power - along.square().sum(dim=0)).clamp(min=0)
         largest = principal.sq_singular[0]  # t in its units: as free of scale as the score
         found = _Evidence(principal.sq_singular / largest, along.square(), outside, power, n)
         best = torch.maximum(best, found.largest() / n)
     return best.mean()
+
+
+def _sums(values: Tensor, index: Tensor, n_classes: int) -> Tensor:
+    """Sum (n, r) values over each class: (C, r)."""
+    return values.new_zeros(n_classes, values.shape[1]).index_add_(0, index, values)
 
 
 class _Evidence:

@@ -248,7 +248,7 @@ class LayerMeasures:
         """Estimate what the measures of ``layers`` layers, at most ``dim`` wide, need besides."""
         draws = self.draws
         m, n, q = len(draws.rows), draws.n, draws.member.shape[1]
-        need = 8 * m * (m + COLUMNS)  # the Gram matrix of the subset
+        need = 8 * m * (2 * m + COLUMNS)  # the Gram matrix of the subset, a narrow layer
         need += 4 * m * m * layers  # what is kept of it, and its copy in the result
         if self._rows("kept"):
             need += 4 * m * m * layers + 16 * m * m

@@ -1,4 +1,5 @@
 import json
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -7,7 +8,7 @@ import scored
 import torchvision
 from torchvision.models.resnet import BasicBlock, ResNet
 
-from benchmarks import distill_speed, parity, sample_size, speed
+from benchmarks import coverage, distill_speed, parity, sample_size, speed
 from benchmarks.peers import compare
 from geomkd.measures import two_nn
 
@@ -110,5 +111,39 @@ def test_peers_take_turns(tmp_path, monkeypatch):
     ]
     for row in result["peers"]:
         assert (row["times_faster"], row["to_product"]) == (2, 1)
+        assert row["to_halves"] == (0.5 if row["measure"] == "cka" else 1)
         assert row["peer_peak_growth"] == 2
     assert set(result["exponents"]) == {"two_nn in d", "mle_dimension in d", "cka in d"}
+
+
+@pytest.mark.filterwarnings("ignore:a class has fewer than 25 samples")
+def test_what_half_samples_add_and_busy_processes(tmp_path):
+    row = speed.draws_row("vit", 4, 8)
+    assert row["more"] == pytest.approx(row["default"] / row["seconds"] - 1)
+    assert [len(own) for own in row["all"].values()] == [1, 1]
+    row = speed.busy_row("sleep", [sys.executable, "-c", "import time; time.sleep(0.1)"])
+    assert row["quiet"] > 0.1
+    assert row["ratio"] == row["busy"] / row["quiet"]
+
+
+def test_coverage_quick(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(coverage, "SETTINGS", {2: 20, 10: 40})
+    monkeypatch.setattr(coverage, "HALVES", 12)
+    result = coverage.main(["--quick", "--out", str(tmp_path / "coverage.json")])
+    assert list(result["table"]) == ["2, 20", "10, 40"]
+    assert f"| 2, 20 | quality | {100 * result['table']['2, 20']['quality']['covered']:.1f} %" in (
+        capsys.readouterr().out
+    )
+
+
+def test_what_coverage_counts():
+    """By hand: two equal layers whose order never flips, and a third that is always below."""
+    draws = np.stack([np.full(40, 3.0), np.full(40, 2.0), np.full(40, 1.0)])
+    scores = np.concatenate([draws[:, :1], draws], axis=1)
+    assert coverage.counted(scores) == {
+        "covered": 0.5, "false order": 1.0, "found": 1.0, "width": 1.0
+    }  # fmt: skip
+    scores[1, 1:21] = 4.0  # flips in half of the draws
+    assert coverage.counted(scores) == {
+        "covered": 1.0, "false order": 0.0, "found": 1.0, "width": 2.0
+    }  # fmt: skip

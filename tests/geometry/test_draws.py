@@ -8,10 +8,15 @@ import torch
 from oracle import DEFINITIONS, clusters, values_of
 
 from geomkd import knowledge_quality
-from geomkd.geometry.draws import MOST, Draws, balanced, held_out, nested, parts_of
+from geomkd.geometry.draws import MOST, Draws, balanced, halvings, held_out, nested, parts_of
 from geomkd.geometry.gram import ClassGram
 from geomkd.measures.quality import quality_from
-from geomkd.measures.quality_statistics import STATISTICS, Robust, statistics_of_sample
+from geomkd.measures.quality_statistics import (
+    STATISTICS,
+    Robust,
+    least_in_draws,
+    statistics_of_sample,
+)
 
 CPU = torch.empty(0).device
 both = pytest.mark.parametrize("definition", DEFINITIONS)
@@ -22,8 +27,8 @@ def test_halves_of_every_class():
     assert draws.sizes == [2, 2, 2, 5, 50]
     assert not draws.whole
     start = 0
-    for size, chosen in zip(draws.class_sizes, draws.of_class, strict=True):
-        inside = draws.member[start : start + size]
+    for a, size in enumerate(draws.class_sizes):
+        inside, chosen = draws.member[start : start + size], draws.of_class(a)
         assert torch.equal(inside.T.nonzero()[:, 1].reshape(chosen.shape), chosen)
         assert (chosen.diff(dim=1) > 0).all()
         start += size
@@ -31,10 +36,35 @@ def test_halves_of_every_class():
 
 
 def test_every_subset_is_as_likely():
-    chosen = Draws.halves([4], 6000, seed=0, device=CPU).of_class[0]
+    chosen = Draws.halves([4], 6000, seed=0, device=CPU).of_class(0)
     counts = torch.unique(chosen, dim=0, return_counts=True)[1]
     assert len(counts) == 6
     assert (counts - 1000).abs().max() < 150  # five standard deviations
+
+
+@pytest.mark.parametrize(
+    ("n_classes", "draws", "count"),
+    [(1, 50, 0), (2, 50, 0), (3, 50, 17), (10, 50, 5), (100, 50, 2), (1000, 50, 2), (100, 4, 0)],
+)
+def test_halvings_give_as_many_degrees_of_freedom_as_draws(n_classes, draws, count):
+    assert halvings(n_classes, draws) == count
+    assert count == 0 or (n_classes * count >= draws and 2 * count < draws)
+
+
+def test_of_many_classes_a_draw_takes_both_halves_in_turn():
+    sizes = [8] * 10 + [7, 3]
+    draws = Draws.halves(sizes, 50, seed=0, device=CPU)
+    count = 2 * halvings(12, 50)
+    assert all(len(part) == count for part in draws.parts)
+    for size, part in zip(sizes, draws.parts, strict=True):
+        for one, other in zip(part[: count // 2], part[count // 2 :], strict=True):
+            both = torch.cat([one, other]).unique()
+            assert torch.equal(both, torch.arange(size))  # an odd one in both
+    for taken in draws.taken:
+        assert taken.bincount().tolist() == [50 // count] * count
+    assert len(draws.member.T.unique(dim=0)) == 50
+    # So whatever adds up over rows has the sample's mean.
+    assert (draws.member[:80].double().mean(dim=1) == 0.5).all()
 
 
 def test_seed_alone_decides():
@@ -75,10 +105,10 @@ def test_weights_sum_to_one_per_class():
 def test_pairs_come_a_few_at_a_time():
     draws = Draws.halves([3, 1200], 5, seed=0, device=CPU)
     square = torch.arange(1200.0**2).reshape(1200, 1200)
-    parts = list(draws.pairs(1, square))
+    parts = list(draws.pairs(draws.of_class(1), square))
     assert [len(part) for _, part in parts] == [2, 2, 1]
     for rows, part in parts:
-        for one, chosen in zip(part, draws.of_class[1][rows], strict=True):
+        for one, chosen in zip(part, draws.of_class(1)[rows], strict=True):
             assert torch.equal(one, square[chosen][:, chosen])
 
 
@@ -310,6 +340,43 @@ def test_draws_equal_their_subsets(make, dtype, definition):
         assert parts.keys() == expected.keys()
         for name, value in expected.items():
             assert float(parts[name][r]) == pytest.approx(value, rel=1e-5, abs=3e-7), (r, name)
+
+
+def hub(n=400, d=20):
+    """One row of class 0 is the nearest of all rows of the others, and the rest lie far apart."""
+    x, y = clusters(n, d, 8)
+    x += 40 * np.eye(8, d, dtype=x.dtype)[y]
+    x[0] = x.mean(axis=0)
+    return x, y
+
+
+def alike(n=400, d=6):
+    """Rows in eights of equal rows of different classes, and all of one class equal."""
+    x, y = clusters(n, d, 8)
+    x[: n // 2] = x[: n // 2 : 8].repeat(8, axis=0)
+    x[y == 3] = x[y == 3][0]
+    return x, y
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: clusters(300, 5, 3), lambda: clusters(900, 40, 12), hub, alike]
+)
+@pytest.mark.parametrize("first", [24, 1])
+def test_least_distance_of_every_class_in_draws(monkeypatch, make, first):
+    """Exact however few rows are read first, and where all their neighbours are one row."""
+    monkeypatch.setattr("geomkd.measures.quality_statistics._FIRST_ROWS", first)
+    x, y = make()
+    gram = ClassGram.of(torch.from_numpy(x), torch.from_numpy(y))
+    draws = Draws.halves(gram.classes.sizes, 50, seed=0, device=CPU)
+    assert (halvings(gram.n_classes, 50) == 0) == (len(draws.parts[0]) == 50)
+    x, y = x[gram.order].astype(float), y[gram.order]
+    distance = ((x[:, None] - x[None]) ** 2).sum(axis=2)
+    distance[y[:, None] == y] = np.inf
+    found = least_in_draws(gram, draws).numpy() / gram.scale**2
+    for r, member in enumerate(draws.member.T.numpy()):
+        nearest = distance[:, member].min(axis=1)
+        expected = [nearest[member & (y == a)].min() for a in range(gram.n_classes)]
+        np.testing.assert_allclose(found[:, r], expected, rtol=1e-5, atol=1e-9)
 
 
 @both

@@ -221,8 +221,7 @@ def test_nearest_in_a_smaller_sample(definition, tight):
         x[60:] = x[:60].repeat(9, axis=0) + np.float32(1e-3) * x[60:]
     gram, x, y = gram_of(x, y)
     member = torch.from_numpy(gram.order.numpy() < 60)
-    of_class = [member[s:e].nonzero().T for s, e in gram.spans]
-    draws = Draws(of_class, member.unsqueeze(1), gram.classes.sizes, False)
+    draws = Draws.one([member[s:e].nonzero().T for s, e in gram.spans], gram.classes.sizes)
     found = nearest_in_draws(gram, draws, definition).numpy()
     inside = member.numpy()
     expected = sq_distances(x)
