@@ -1,7 +1,5 @@
 """Which student layer learns from which teacher layer: pairs, all of them, or learned attention."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -3,8 +3,6 @@
 Collapse is how near class means and samples are to the geometry that training ends in.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, NamedTuple
 

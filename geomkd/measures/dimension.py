@@ -5,8 +5,6 @@ above about ten dimensions, and they move with the number of samples, with pooli
 (arXiv 2604.20276). Compare layers at the same n; none of them is "the" dimension.
 """
 
-from __future__ import annotations
-
 import math
 import warnings
 from typing import Any

@@ -5,8 +5,6 @@ a layer's Gram matrix, for R draws from its sample at a time: the sample itself 
 half-samples behind a ranking's spread.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field

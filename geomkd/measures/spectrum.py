@@ -4,8 +4,6 @@ s_k are the singular values of the n centred rows, l_k = s_k^2 / n the variances
 axes. Cores take the positive s_k^2, falling. The cost is that of `geometry.principal.principal`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

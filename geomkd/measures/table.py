@@ -1,7 +1,5 @@
 """Every measure by its name: the rows of all families, and what a caller may ask for."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any
 

@@ -3,8 +3,6 @@
 Made for comparing features of the same samples and labels, and for nothing else.
 """
 
-from __future__ import annotations
-
 import math
 from functools import partial
 from typing import Any

@@ -1,7 +1,5 @@
 """Reader: passes over the sample, and the features that they leave."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any

@@ -4,8 +4,6 @@ What needs neighbours or distances reads the rows of the layer's one Gram matrix
 needs a spectrum reads one eigenproblem a draw of the kept subset.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial

@@ -1,7 +1,5 @@
 """Batches of training and validation data, in a seeded order of their own."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
