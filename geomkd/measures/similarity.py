@@ -4,10 +4,8 @@ Linear kernel throughout. Of an n x n Gram matrix only the triangle above the di
 in blocks of rows; of two narrow layers only their d x d' products are.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -42,7 +40,7 @@ class Products(NamedTuple):
     xx: Tensor  # (L,) of each layer with itself
     yy: Tensor  # (M,)
 
-    def plus(self, other: Products) -> Products:
+    def plus(self, other: Self) -> Self:
         """Add those of another batch."""
         return Products(*(one + more for one, more in zip(self, other, strict=True)))
 
@@ -298,7 +296,7 @@ class _Narrow(NamedTuple):
     floor: Tensor
 
     @classmethod
-    def of(cls, x: Tensor) -> _Narrow:
+    def of(cls, x: Tensor) -> Self:
         exact, mean = centred(x, scale_of(x))
         sq = torch.linalg.vector_norm(exact, dim=1).square()
         noise = _NOISE * torch.finfo(sq.dtype).eps * sq.sum().square()
