@@ -32,9 +32,6 @@ Parts = dict[str, Tensor]  # named values, each (R,)
 Formula = Callable[[Statistics, float], Parts]
 
 
-# ---- formulas ------------------------------------------------------------------------------------
-
-
 def separation_from(s: Statistics, dataset_size: float) -> Parts:
     """S = mean_a w_a - mean_{a != b} b_ab; w_a, b_ab mean cosines within and between classes."""
     within, between = s.cosines.within.mean(dim=0), s.cosines.between
@@ -89,9 +86,6 @@ def quality_from(s: Statistics, dataset_size: float) -> Parts:
     product = information["information"] * efficiency["efficiency"]
     quality = separation["separation"] + product.clamp(min=0).sqrt()
     return {"quality": quality} | separation | information | efficiency
-
-
-# ---- public --------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -335,9 +329,6 @@ ROWS = (
     Measure("information", "quality", information_from, supervised=True),
     Measure("efficiency", "quality", efficiency_from, supervised=True),
 )
-
-
-# ---- what they share -----------------------------------------------------------------------------
 
 
 def _scored(

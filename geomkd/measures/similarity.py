@@ -126,11 +126,7 @@ def cka_from(gram_x: Tensor, gram_y: Tensor, *, debiased: bool = True) -> Tensor
 def procrustes_distance(x: Any, y: Any) -> Tensor:
     """Distance of two layers' features after the best rotation of one onto the other.
 
-    Parameters
-    ----------
-    x, y : Tensor or ndarray, shape (n, ...)
-        Features of the same n samples in the same order, on one device. Flattened; of any
-        floating-point type and different widths.
+    ``x``, ``y``, (n, ...) each, and errors as in `cka`; here 2 samples are enough.
 
     Returns
     -------
@@ -138,11 +134,6 @@ def procrustes_distance(x: Any, y: Any) -> Tensor:
         Between 0 (equal but for rotation, reflection, isotropic scale, translation) and sqrt(2),
         float64. A layer without variance counts as X = 0: distance 1 from any other, 0 from
         another of its kind.
-
-    Raises
-    ------
-    TypeError, ValueError
-        Not features; NaN or Inf; sets of different n or devices; fewer than 2 samples.
 
     Notes
     -----

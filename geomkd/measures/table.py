@@ -14,7 +14,6 @@ from geomkd.measures import (
     transfer,
 )
 
-QUALITY = "knowledge_quality"
 FAMILIES = (quality, dimension, separability, spectrum, probe, collapse, transfer, similarity)
 TABLE = {row.name: row for family in FAMILIES for row in family.ROWS}
 NAMES = tuple(TABLE)
