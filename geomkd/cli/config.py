@@ -1,7 +1,5 @@
 """Options of ``geomkd distill`` in TOML, and the folder of a run, which keeps them."""
 
-from __future__ import annotations
-
 import argparse
 import difflib
 import json

@@ -1,7 +1,5 @@
 """``geomkd distill``: from options to a folder that holds the student and how it came about."""
 
-from __future__ import annotations
-
 import argparse
 import math
 import shlex

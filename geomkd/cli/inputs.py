@@ -1,7 +1,5 @@
 """What options name: data, and the networks that it fits."""
 
-from __future__ import annotations
-
 import argparse
 import os
 from collections.abc import Callable, Sequence

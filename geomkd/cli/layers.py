@@ -1,7 +1,5 @@
 """``geomkd layers``: what a network offers, before anything is scored."""
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Callable
 from typing import Any

@@ -1,7 +1,5 @@
 """Networks, as options name them: by a library's own loader, from disk, or by a factory."""
 
-from __future__ import annotations
-
 import difflib
 import importlib
 import os

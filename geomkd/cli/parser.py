@@ -3,8 +3,6 @@
 An option that a function has a parameter of the same name for takes its type and default from it.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 from collections.abc import Callable, Sequence

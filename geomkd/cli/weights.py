@@ -1,7 +1,5 @@
 """Files of weights: names and tensors, whoever wrote them."""
 
-from __future__ import annotations
-
 import os
 import re
 import warnings

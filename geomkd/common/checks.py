@@ -1,7 +1,5 @@
 """Every check of input, and its wording: what was expected, what came, where."""
 
-from __future__ import annotations
-
 import numbers
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """One run on several processes, as torchrun starts them; without it, one process and no cost."""
 
-from __future__ import annotations
-
 import atexit
 import gc
 import os

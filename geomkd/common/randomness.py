@@ -1,7 +1,5 @@
 """Seeded draws, and the global random states as they were afterwards."""
 
-from __future__ import annotations
-
 import pickle
 import random
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """What a run leaves behind, and whether it is this run's: a folder, tables, JSON, pictures."""
 
-from __future__ import annotations
-
 import json
 import os
 import platform

@@ -1,7 +1,5 @@
 """Folders of image files, one sub-folder for each class; imported where torchvision is needed."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """Labelled images in memory: the dataset, and the checks of the arrays it is made of."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

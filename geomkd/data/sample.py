@@ -1,13 +1,11 @@
 """A class-balanced, seeded sample of a data set, read as often as the layers need it."""
 
-from __future__ import annotations
-
 import copy
 import warnings
 from bisect import insort
 from collections.abc import Callable, Iterator
 from operator import itemgetter
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -122,7 +120,7 @@ class Sample:
         indices = self.indices if of_class is None else self._of_class[of_class]
         yield from self._source.read(indices, batch_size, self.seed)
 
-    def taken(self, places: Tensor) -> Sample:
+    def taken(self, places: Tensor) -> Self:
         """Return some of the samples, in the order of their places."""
         other, index = copy.copy(self), self.classes.index[places]
         sizes = index.bincount(minlength=len(self.classes.sizes)).tolist()

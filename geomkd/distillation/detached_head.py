@@ -1,7 +1,5 @@
 """The cut between backbone and head, so that no logit loss reaches the backbone."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Which student layer learns from which teacher layer: pairs, all of them, or learned attention."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,15 +17,7 @@ PAIRINGS = ("one_to_one", "all", "attention")
 class Matching(nn.Module):
     """Projectors of a set of layers, and the error of what they project.
 
-    Parameters
-    ----------
-    meeting : Meeting
-        The paired layers.
-    pairing : {"one_to_one", "all", "attention"}
-        The pairs as they are; every student layer with every teacher layer; or the same, weighted
-        by attention that is learned.
-    projector : str
-        A kind of `Projector`, or ``"pca"``.
+    ``pairing`` and ``projector`` are as in `geomkd.distillation.objectives.Features`.
     """
 
     def __init__(self, meeting: Meeting, *, pairing: str, projector: str) -> None:

@@ -1,7 +1,5 @@
 """Losses as functions of tensors, at least in float32: what the objectives are made of."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor

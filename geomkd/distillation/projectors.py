@@ -1,7 +1,5 @@
 """How student features meet teacher features of another shape."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

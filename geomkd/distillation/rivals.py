@@ -1,7 +1,5 @@
 """Published rivals of feature distillation, each with its definition and default weights."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 

@@ -1,9 +1,7 @@
 """A student that ends in its teacher's head."""
 
-from __future__ import annotations
-
 import copy
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Generator, Tensor, fx, nn
@@ -93,7 +91,7 @@ class FrozenHead(nn.Module):
         super().__init__()
         self.head = head.requires_grad_(False).eval()
 
-    def train(self, mode: bool = True) -> FrozenHead:
+    def train(self, mode: bool = True) -> Self:
         """Stay in evaluation mode."""
         return super().train(False)
 

@@ -1,10 +1,8 @@
 """What a layer's Gram matrix is made of: products of class-centred samples, and of class means."""
 
-from __future__ import annotations
-
 from bisect import bisect_left, bisect_right
 from itertools import accumulate, pairwise
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -31,7 +29,7 @@ class Sorted(NamedTuple):
     blocks: list[Block]
 
     @classmethod
-    def by(cls, classes: Classes) -> Sorted:
+    def by(cls, classes: Classes) -> Self:
         """Sort samples, those of a class as they come."""
         order = torch.argsort(classes.index, stable=True)
         class_of = classes.index.index_select(0, order)
@@ -69,7 +67,7 @@ class ClassSums:
         self.sizes = torch.tensor(classes.sizes, **zeros)
 
     @classmethod
-    def over(cls, columns: Columns, classes: Classes, dtype: torch.dtype) -> ClassSums:
+    def over(cls, columns: Columns, classes: Classes, dtype: torch.dtype) -> Self:
         """Add up all columns."""
         sums = cls(classes, dtype)
         with exact_arithmetic(sums.upper.device):

@@ -4,8 +4,6 @@ A layer larger than memory is never whole: ``columns()`` yields (n, width) slice
 float32, and may be called again, which may cost a forward pass of the network.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 
 import torch

@@ -1,10 +1,9 @@
 """Some of the samples, seeded and by class: half-samples, a split, smaller samples, the subset."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -30,13 +29,13 @@ class Draws:
     whole: bool  # where the one draw is the sample itself
 
     @classmethod
-    def all_of(cls, sizes: list[int], device: torch.device) -> Draws:
+    def all_of(cls, sizes: list[int], device: torch.device) -> Self:
         """Take the sample itself as one draw."""
         every = [torch.arange(m, device=device).unsqueeze(0) for m in sizes]
         return cls.one(every, sizes, whole=True)
 
     @classmethod
-    def halves(cls, sizes: list[int], draws: int, seed: int, device: torch.device) -> Draws:
+    def halves(cls, sizes: list[int], draws: int, seed: int, device: torch.device) -> Self:
         """``draws`` half-samples without replacement: max(2, ceil(n_a / 2)) of every class.
 
         Of few classes each draw takes halves of its own. Of more, each class is halved at random
@@ -59,15 +58,13 @@ class Draws:
         return cls._of(parts, torch.stack(taken).to(device), sizes)
 
     @classmethod
-    def one(cls, rows: list[Tensor], sizes: list[int], *, whole: bool = False) -> Draws:
+    def one(cls, rows: list[Tensor], sizes: list[int], *, whole: bool = False) -> Self:
         """One draw of such (1, m_a) rows of classes of such sizes."""
         taken = torch.zeros(len(sizes), 1, dtype=torch.int64, device=rows[0].device)
         return cls._of(rows, taken, sizes, whole)
 
     @classmethod
-    def _of(
-        cls, parts: list[Tensor], taken: Tensor, sizes: list[int], whole: bool = False
-    ) -> Draws:
+    def _of(cls, parts: list[Tensor], taken: Tensor, sizes: list[int], whole: bool = False) -> Self:
         member = []
         for size, part, of_class in zip(sizes, parts, taken, strict=True):
             held = torch.zeros(len(part), size, dtype=torch.bool, device=part.device)
@@ -190,7 +187,7 @@ class SampleDraws:
         self.groups += self.smaller
         self.member = torch.cat([draws.member for draws in self.groups], dim=1)
         self.parts = parts_of(self.index[self.rows], self.subsamples, self.sweep, self.seed)
-        self._elsewhere: dict[torch.device, SampleDraws] = {}
+        self._elsewhere: dict[torch.device, Self] = {}
 
     def _smaller(self, rows: Tensor) -> Draws:
         member = torch.zeros_like(self.whole.member)
@@ -202,7 +199,7 @@ class SampleDraws:
         """Find the samples of a draw, (n,) of sorted rows, in the order in which they come."""
         return self.order[member].sort().values
 
-    def to(self, device: torch.device) -> SampleDraws:
+    def to(self, device: torch.device) -> Self:
         """Return the same on the device that a layer's features are on."""
         if device == self.index.device:
             return self

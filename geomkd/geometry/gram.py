@@ -6,10 +6,9 @@ added in float64, block by block, so that neither a common offset nor collapsed 
 digits: ``x_i.x_j = c_i.c_j + c_i.m_b + m_a.c_j + m_a.m_b``.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from functools import cached_property
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -91,7 +90,7 @@ class ClassGram:
         self.raw_sq.masked_fill_(self.zero_rows, 0.0)
 
     @classmethod
-    def of(cls, features: Tensor, labels: Tensor) -> ClassGram:
+    def of(cls, features: Tensor, labels: Tensor) -> Self:
         """Gram matrix of (n, ...) features with (n,) labels, both checked."""
         x = as_features(features)
         classes = as_classes(labels, len(x), x.device)
@@ -101,7 +100,7 @@ class ClassGram:
     @classmethod
     def from_columns(
         cls, columns: Columns, classes: Classes, dtype: torch.dtype, scale: float = 1.0
-    ) -> ClassGram:
+    ) -> Self:
         """Gram matrix of features that ``columns()`` yields in (n, width) slices.
 
         ``columns`` is called again where numbers must be looked at once more: of features whose

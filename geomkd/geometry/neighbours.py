@@ -5,8 +5,6 @@
 products in float64.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator
 from functools import partial

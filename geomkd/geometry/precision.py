@@ -1,7 +1,5 @@
 """How numbers are computed: in what blocks, scale and precision, and what 1/0 is."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 

@@ -4,8 +4,6 @@ A centred sample is, up to a rotation, its n x r principal coordinates (r its ra
 whatever does not depend on the choice of axes can be computed from them, however wide the layer.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 

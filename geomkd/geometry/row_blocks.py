@@ -1,7 +1,5 @@
 """Whole rows of a layer's Gram matrix, block by block: one pass for all that reads distances."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 
 import torch

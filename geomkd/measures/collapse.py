@@ -3,8 +3,6 @@
 Collapse is how near class means and samples are to the geometry that training ends in.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -23,22 +21,13 @@ from geomkd.measures.null import WithNull, against_null
 def fisher_ratio(features: Any, labels: Any, *, null: int = 0, seed: int = 0) -> Tensor | WithNull:
     """Scatter between classes over scatter within: tr S_b / tr S_w.
 
-    Parameters
-    ----------
-    features, labels : Tensor or ndarray, shapes (n, ...) and (n,) or (n, C)
-        Floats of any type and device, flattened to (n, d); integers, or exact one-hot rows.
-    null, seed : int
-        Permutations of the labels to hold the score against, and their seed.
+    ``features`` (n, ...), ``labels`` (n,) or (n, C), ``null``, ``seed`` and errors as in
+    `geomkd.knowledge_quality`.
 
     Returns
     -------
     Tensor, shape (), or WithNull
         At least 0, float64, on the features' device.
-
-    Raises
-    ------
-    TypeError, ValueError
-        As `geomkd.knowledge_quality`.
 
     Notes
     -----
@@ -103,9 +92,6 @@ def ratio(above: Tensor, below: Tensor, raw_sq: Tensor) -> Tensor:
     above, below = above.clamp(min=0), below.clamp(min=0)
     varies = (above > 0) & (above + below > ZERO_VARIANCE * raw_sq)
     return torch.where(varies, above / below, 0.0)
-
-
-# ---- neural collapse -----------------------------------------------------------------------------
 
 
 class NeuralCollapse(NamedTuple):

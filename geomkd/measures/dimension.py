@@ -5,8 +5,6 @@ above about ten dimensions, and they move with the number of samples, with pooli
 (arXiv 2604.20276). Compare layers at the same n; none of them is "the" dimension.
 """
 
-from __future__ import annotations
-
 import math
 import warnings
 from typing import Any
@@ -115,10 +113,10 @@ def mle_dimension(
 ) -> Tensor:
     """Dimension by maximum likelihood from the distances to the k nearest neighbours.
 
+    ``features``, (n, ...), their errors and the warning as in `two_nn`.
+
     Parameters
     ----------
-    features : Tensor or ndarray, shape (n, ...)
-        Flattened to (n, d); any floating-point type and device.
     k : int
         Neighbours of every row, 2 <= k < distinct rows.
     average : {"harmonic", "arithmetic"}
@@ -131,16 +129,6 @@ def mle_dimension(
     -------
     Tensor, shape () or (distinct rows,)
         float64, on the features' device; the rows in their order.
-
-    Raises
-    ------
-    ValueError
-        ``k`` outside its range, NaN or Inf, an unknown average.
-
-    Warns
-    -----
-    UserWarning
-        Rows that equal another were dropped; how many.
 
     Notes
     -----

@@ -1,7 +1,5 @@
 """One row of the table of measures: what `score_layers` knows of a measure beside its name."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, NamedTuple
 

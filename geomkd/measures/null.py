@@ -1,7 +1,5 @@
 """Label-permutation nulls: what a supervised score would be if the labels meant nothing."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple

@@ -35,26 +35,20 @@ def linear_probe(
 ) -> Tensor | WithNull:
     """Held-out accuracy of multinomial logistic regression with an L2 penalty.
 
+    ``features`` (n, ...), ``labels`` (n,) or (n, C), ``null``, ``seed`` (of the split too) and
+    errors as in `geomkd.knowledge_quality`.
+
     Parameters
     ----------
-    features, labels : Tensor or ndarray, shapes (n, ...) and (n,) or (n, C)
-        Floats of any type and device, flattened to (n, d); integers, or exact one-hot rows.
     test_share : float
-        Share of each class that is held out.
+        Share of each class that is held out, 0 < test_share < 1.
     C : float
-        Inverse strength of the penalty, as in scikit-learn.
-    null, seed : int
-        Permutations of the labels to hold the score against; seeds them and the split.
+        Inverse strength of the penalty, as in scikit-learn; above 0.
 
     Returns
     -------
     Tensor, shape (), or WithNull
         Share of the held-out rows classified rightly, float64, on the features' device.
-
-    Raises
-    ------
-    TypeError, ValueError
-        What is not as above; fewer than two classes, or a class of fewer than two samples.
 
     Warns
     -----

@@ -5,8 +5,6 @@ a layer's Gram matrix, for R draws from its sample at a time: the sample itself 
 half-samples behind a ranking's spread.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -32,9 +30,6 @@ from geomkd.measures.quality_statistics import (
 TERMS = ("separation", "information", "efficiency", "quality")
 Parts = dict[str, Tensor]  # named values, each (R,)
 Formula = Callable[[Statistics, float], Parts]
-
-
-# ---- formulas ------------------------------------------------------------------------------------
 
 
 def separation_from(s: Statistics, dataset_size: float) -> Parts:
@@ -91,9 +86,6 @@ def quality_from(s: Statistics, dataset_size: float) -> Parts:
     product = information["information"] * efficiency["efficiency"]
     quality = separation["separation"] + product.clamp(min=0).sqrt()
     return {"quality": quality} | separation | information | efficiency
-
-
-# ---- public --------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -337,9 +329,6 @@ ROWS = (
     Measure("information", "quality", information_from, supervised=True),
     Measure("efficiency", "quality", efficiency_from, supervised=True),
 )
-
-
-# ---- what they share -----------------------------------------------------------------------------
 
 
 def _scored(

@@ -5,8 +5,6 @@
 Each is computed when it is first asked for.
 """
 
-from __future__ import annotations
-
 import math
 import warnings
 from collections.abc import Iterator

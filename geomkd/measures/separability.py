@@ -24,33 +24,24 @@ Score = Callable[[Tensor], Tensor]  # (n,) class indices -> 0-d
 Sums = Callable[[Tensor], Tensor]  # (b, n) values -> (b, C, Q) sums over each class
 
 
-# ---- k nearest neighbours ------------------------------------------------------------------------
-
-
 def knn_accuracy(
     features: Any, labels: Any, *, k: int = K, null: int = 0, seed: int = 0
 ) -> Tensor | WithNull:
     """Leave-one-out accuracy of the vote of the k nearest neighbours.
 
+    ``features`` (n, ...), ``labels`` (n,) or (n, C), ``null``, ``seed`` and errors as in
+    `geomkd.knowledge_quality`.
+
     Parameters
     ----------
-    features, labels : Tensor or ndarray, shapes (n, ...) and (n,) or (n, C)
-        Floats of any type and device, flattened to (n, d); integers, or exact one-hot rows.
     k : int
         Neighbours that vote, 1 <= k < n; at most n // C - 1 do, the mates that a row has in a class
         of average size. A tie goes to the class of the lowest label.
-    null, seed : int
-        Permutations of the labels to hold the score against, and their seed.
 
     Returns
     -------
     Tensor, shape (), or WithNull
         Between 0 and 1, float64, on the features' device.
-
-    Raises
-    ------
-    TypeError, ValueError
-        As `geomkd.knowledge_quality`; ``k`` outside its range.
 
     Notes
     -----
@@ -99,28 +90,16 @@ def _knn(near: Neighbours, drawn: Tensor, index: Tensor, n_classes: int, k: int)
     return ((votes.argmax(dim=1) == index) & drawn).sum() / drawn.sum().double()
 
 
-# ---- silhouette ----------------------------------------------------------------------------------
-
-
 def silhouette(features: Any, labels: Any, *, null: int = 0, seed: int = 0) -> Tensor | WithNull:
     """Mean silhouette of the classes.
 
-    Parameters
-    ----------
-    features, labels : Tensor or ndarray, shapes (n, ...) and (n,) or (n, C)
-        Floats of any type and device, flattened to (n, d); integers, or exact one-hot rows.
-    null, seed : int
-        Permutations of the labels to hold the score against, and their seed.
+    ``features`` (n, ...), ``labels`` (n,) or (n, C), ``null``, ``seed`` and errors as in
+    `geomkd.knowledge_quality`.
 
     Returns
     -------
     Tensor, shape (), or WithNull
         Between -1 and 1, float64, on the features' device.
-
-    Raises
-    ------
-    TypeError, ValueError
-        As `geomkd.knowledge_quality`.
 
     Notes
     -----
@@ -197,32 +176,23 @@ class Silhouettes:
         return self.values.sum(dim=0) / self.member.sum(dim=0)
 
 
-# ---- nearest class mean --------------------------------------------------------------------------
-
-
 def nearest_class_mean(
     features: Any, labels: Any, *, test_share: float = TEST_SHARE, null: int = 0, seed: int = 0
 ) -> Tensor | WithNull:
     """Held-out accuracy of the nearest class mean.
 
+    ``features`` (n, ...), ``labels`` (n,) or (n, C), ``null``, ``seed`` (of the split too) and
+    errors as in `geomkd.knowledge_quality`.
+
     Parameters
     ----------
-    features, labels : Tensor or ndarray, shapes (n, ...) and (n,) or (n, C)
-        Floats of any type and device, flattened to (n, d); integers, or exact one-hot rows.
     test_share : float
         Share of every class that is held out, 0 < test_share < 1.
-    null, seed : int
-        Permutations of the labels to hold the score against; seeds them and the split.
 
     Returns
     -------
     Tensor, shape (), or WithNull
         Between 0 and 1, float64, on the features' device.
-
-    Raises
-    ------
-    TypeError, ValueError
-        As `geomkd.knowledge_quality`; ``test_share`` outside its range.
 
     Notes
     -----

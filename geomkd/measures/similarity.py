@@ -4,10 +4,8 @@ Linear kernel throughout. Of an n x n Gram matrix only the triangle above the di
 in blocks of rows; of two narrow layers only their d x d' products are.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -42,7 +40,7 @@ class Products(NamedTuple):
     xx: Tensor  # (L,) of each layer with itself
     yy: Tensor  # (M,)
 
-    def plus(self, other: Products) -> Products:
+    def plus(self, other: Self) -> Self:
         """Add those of another batch."""
         return Products(*(one + more for one, more in zip(self, other, strict=True)))
 
@@ -128,11 +126,7 @@ def cka_from(gram_x: Tensor, gram_y: Tensor, *, debiased: bool = True) -> Tensor
 def procrustes_distance(x: Any, y: Any) -> Tensor:
     """Distance of two layers' features after the best rotation of one onto the other.
 
-    Parameters
-    ----------
-    x, y : Tensor or ndarray, shape (n, ...)
-        Features of the same n samples in the same order, on one device. Flattened; of any
-        floating-point type and different widths.
+    ``x``, ``y``, (n, ...) each, and errors as in `cka`; here 2 samples are enough.
 
     Returns
     -------
@@ -140,11 +134,6 @@ def procrustes_distance(x: Any, y: Any) -> Tensor:
         Between 0 (equal but for rotation, reflection, isotropic scale, translation) and sqrt(2),
         float64. A layer without variance counts as X = 0: distance 1 from any other, 0 from
         another of its kind.
-
-    Raises
-    ------
-    TypeError, ValueError
-        Not features; NaN or Inf; sets of different n or devices; fewer than 2 samples.
 
     Notes
     -----
@@ -298,7 +287,7 @@ class _Narrow(NamedTuple):
     floor: Tensor
 
     @classmethod
-    def of(cls, x: Tensor) -> _Narrow:
+    def of(cls, x: Tensor) -> Self:
         exact, mean = centred(x, scale_of(x))
         sq = torch.linalg.vector_norm(exact, dim=1).square()
         noise = _NOISE * torch.finfo(sq.dtype).eps * sq.sum().square()

@@ -4,8 +4,6 @@ s_k are the singular values of the n centred rows, l_k = s_k^2 / n the variances
 axes. Cores take the positive s_k^2, falling. The cost is that of `geometry.principal.principal`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 
@@ -22,9 +20,6 @@ SPECTRA = ("singular", "eigenvalues")
 THRESHOLD = 0.9  # of the variance, in pca_dimension
 FIT = (11, 100)  # ranks, as in the published code: its range(10, 100) counts from 0
 _ISOTROPY_FLOOR = 1e-6  # as published
-
-
-# ---- cores ---------------------------------------------------------------------------------------
 
 
 def pca_dimension_from(sq_singular: Tensor, n: int, dim: int, threshold: float) -> Tensor:
@@ -106,9 +101,6 @@ def _distinct_rows(found: Principal) -> tuple[Tensor, Tensor, tuple[float, Tenso
     return square_of_trace / quadruples, (pairs - own) / quadruples, tolerance
 
 
-# ---- public --------------------------------------------------------------------------------------
-
-
 def pca_dimension(features: Any, *, threshold: float = THRESHOLD, center: bool = True) -> Tensor:
     """Fewest principal components that hold a share of the variance.
 
@@ -153,23 +145,19 @@ def pca_dimension(features: Any, *, threshold: float = THRESHOLD, center: bool =
 def participation_ratio(features: Any, *, debiased: bool = False) -> Tensor:
     """Participation ratio of the variances along the principal axes.
 
+    ``features``, (n, ...), and errors as in `pca_dimension`.
+
     Parameters
     ----------
-    features : Tensor or ndarray, shape (n, ...)
-        Flattened to (n, d); any floating-point type and device.
     debiased : bool
-        Estimate the ratio of the distribution that the rows are of, not that of the sample.
+        Estimate the ratio of the distribution that the rows, at least 4, are of, not that of the
+        sample.
 
     Returns
     -------
     Tensor, shape ()
         Float64, at least 1; 0 where all rows are equal (debiased: or all but one), debiased inf
         where no two distinct differences of rows have a direction in common.
-
-    Raises
-    ------
-    TypeError, ValueError
-        What is not as above, NaN or Inf; debiased, fewer than 4 rows.
 
     Notes
     -----
@@ -213,25 +201,18 @@ def participation_ratio(features: Any, *, debiased: bool = False) -> Tensor:
 def spectral_entropy(features: Any, *, on: str = "singular", center: bool = True) -> Tensor:
     """Entropy of the singular values, or of the variances along the principal axes, in nats.
 
+    ``features``, (n, ...), ``center`` and errors as in `pca_dimension`.
+
     Parameters
     ----------
-    features : Tensor or ndarray, shape (n, ...)
-        Flattened to (n, d); any floating-point type and device.
     on : {"singular", "eigenvalues"}
         Shares of the sum of singular values s_k, or of their squares.
-    center : bool
-        Subtract the mean of the rows first.
 
     Returns
     -------
     Tensor, shape ()
         Float64, from 0 to log min(n - 1, d) (uncentred: log min(n, d)); 0 where all rows are equal
         (uncentred: all are 0).
-
-    Raises
-    ------
-    TypeError, ValueError
-        What is not as above, NaN or Inf.
 
     Notes
     -----
@@ -291,24 +272,18 @@ def effective_rank(features: Any, *, on: str = "singular", center: bool = True) 
 def power_law_alpha(features: Any, *, fit: tuple[int, int] = FIT, center: bool = True) -> Tensor:
     """Exponent alpha of a power law l_k = c k^-alpha fitted to the variances.
 
+    ``features``, (n, ...), ``center`` and errors as in `pca_dimension`.
+
     Parameters
     ----------
-    features : Tensor or ndarray, shape (n, ...)
-        Flattened to (n, d); any floating-point type and device.
     fit : tuple of two int
-        First and last rank k that are fitted, from 1, both included, cut to the layer's rank.
-    center : bool
-        Subtract the mean of the rows first.
+        First and last rank k that are fitted, rising from at least 1, both included, cut to the
+        layer's rank.
 
     Returns
     -------
     Tensor, shape ()
         Float64. NaN where fewer than two ranks of the range are there, as of equal rows.
-
-    Raises
-    ------
-    TypeError, ValueError
-        What is not as above, NaN or Inf; a range that does not rise from at least 1.
 
     Notes
     -----
@@ -336,20 +311,12 @@ def power_law_alpha(features: Any, *, fit: tuple[int, int] = FIT, center: bool =
 def isotropy(features: Any) -> Tensor:
     """Isotropy as LOES defines it: mean of the variances over their standard deviation.
 
-    Parameters
-    ----------
-    features : Tensor or ndarray, shape (n, ...)
-        Flattened to (n, d); any floating-point type and device.
+    ``features``, (n, ...), and errors as in `pca_dimension`.
 
     Returns
     -------
     Tensor, shape ()
         Float64, positive; 0 where all rows are equal.
-
-    Raises
-    ------
-    TypeError, ValueError
-        What is not as above, NaN or Inf.
 
     Notes
     -----

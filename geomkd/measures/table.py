@@ -1,7 +1,5 @@
 """Every measure by its name: the rows of all families, and what a caller may ask for."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,7 +14,6 @@ from geomkd.measures import (
     transfer,
 )
 
-QUALITY = "knowledge_quality"
 FAMILIES = (quality, dimension, separability, spectrum, probe, collapse, transfer, similarity)
 TABLE = {row.name: row for family in FAMILIES for row in family.ROWS}
 NAMES = tuple(TABLE)

@@ -3,8 +3,6 @@
 Made for comparing features of the same samples and labels, and for nothing else.
 """
 
-from __future__ import annotations
-
 import math
 from functools import partial
 from typing import Any
@@ -25,32 +23,23 @@ _HALVINGS = 28  # of the step between two of them: to 1e-8, of which the evidenc
 _BLOCK = 2**16  # numbers in a table of class pairs: stays in cache
 
 
-# ---- LogME ---------------------------------------------------------------------------------------
-
-
 def logme(
     features: Any, labels: Any, *, center: bool = False, null: int = 0, seed: int = 0
 ) -> Tensor | WithNull:
     """Largest log evidence per sample of a Bayesian linear model of the one-hot labels.
 
+    ``features`` (n, ...), ``labels`` (n,) or (n, C), ``null``, ``seed`` and errors as in
+    `geomkd.knowledge_quality`.
+
     Parameters
     ----------
-    features, labels : Tensor or ndarray, shapes (n, ...) and (n,) or (n, C)
-        Floats of any type and device, flattened to (n, d); integers, or exact one-hot rows.
     center : bool
         Give the model an intercept. Without (as published) features are taken as they are.
-    null, seed : int
-        Permutations of the labels to hold the score against, and their seed.
 
     Returns
     -------
     Tensor, shape (), or WithNull
         In nats per sample, any sign, float64, on the features' device.
-
-    Raises
-    ------
-    TypeError, ValueError
-        As `geomkd.knowledge_quality`.
 
     Notes
     -----
@@ -169,9 +158,6 @@ class _Evidence:
         return torch.where(self.n < self.most_beta * (residual + weight), free, bound)
 
 
-# ---- H-score -------------------------------------------------------------------------------------
-
-
 def h_score(
     features: Any,
     labels: Any,
@@ -182,25 +168,19 @@ def h_score(
 ) -> Tensor | WithNull:
     """Variance between classes in units of the shrunk covariance, summed over directions.
 
+    ``features`` (n, ...), ``labels`` (n,) or (n, C), ``null``, ``seed`` and errors as in
+    `geomkd.knowledge_quality`.
+
     Parameters
     ----------
-    features, labels : Tensor or ndarray, shapes (n, ...) and (n,) or (n, C)
-        Floats of any type and device, flattened to (n, d); integers, or exact one-hot rows.
     shrinkage : "ledoit_wolf" or float
         Share a of the target in the covariance, 0 <= a <= 1; 0 is the H-score of Bao et al., 1
         leaves nothing.
-    null, seed : int
-        Permutations of the labels to hold the score against, and their seed.
 
     Returns
     -------
     Tensor, shape (), or WithNull
         Between 0 and min(C - 1, rank), float64, on the features' device.
-
-    Raises
-    ------
-    TypeError, ValueError
-        As `geomkd.knowledge_quality`; ``shrinkage`` neither of the two.
 
     Notes
     -----
@@ -264,33 +244,24 @@ def _ledoit_wolf(principal: Principal) -> Tensor:
     return torch.where(spread > rounding, (error / spread).clamp(max=1), 0.0)
 
 
-# ---- Gaussian Bhattacharyya coefficient ----------------------------------------------------------
-
-
 def gbc(
     features: Any, labels: Any, *, components: int = 64, null: int = 0, seed: int = 0
 ) -> Tensor | WithNull:
     """Overlap of the classes, taken as diagonal Gaussians on principal axes, with a minus sign.
 
+    ``features`` (n, ...), ``labels`` (n,) or (n, C), ``null``, ``seed`` and errors as in
+    `geomkd.knowledge_quality`.
+
     Parameters
     ----------
-    features, labels : Tensor or ndarray, shapes (n, ...) and (n,) or (n, C)
-        Floats of any type and device, flattened to (n, d); integers, or exact one-hot rows.
     components : int
-        Principal axes that are kept; all of them where the sample's rank is less.
-    null, seed : int
-        Permutations of the labels to hold the score against, and their seed.
+        Principal axes that are kept, at least 1; all of them where the sample's rank is less.
 
     Returns
     -------
     Tensor, shape (), or WithNull
         Between -C (C - 1), no class unlike another, and 0, none overlapping another; float64, on
         the features' device.
-
-    Raises
-    ------
-    TypeError, ValueError
-        As `geomkd.knowledge_quality`; ``components`` below 1.
 
     Notes
     -----

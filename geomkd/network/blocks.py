@@ -91,10 +91,7 @@ def _trunk(
 
 
 def _chained(
-    by_class: Iterable[list[Event]],
-    weighty: list[Event],
-    rows: Mapping[Event, str],
-    flow: Dataflow,
+    by_class: Iterable[list[Event]], weighty: list[Event], rows: Mapping[Event, str], flow: Dataflow
 ) -> list[Event]:
     """Return the calls that are chains, modules in one row with them beside them or not."""
     found = []

@@ -1,9 +1,7 @@
 """One forward pass of a model, told as the begin and the end of every module's call."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import nn
@@ -36,9 +34,9 @@ class Event:
     nbytes: int
     fault: str | None  # why no layer can be here
     tensor: int  # its number in the dataflow: the same where it is this very tensor, unchanged
-    begin: Event | None  # of the call that ends here
+    begin: Self | None  # of the call that ends here
 
-    def holds(self, other: Event) -> bool:
+    def holds(self, other: Self) -> bool:
         """Whether the call that ends here begins before another event, and ends after it."""
         return self.begin is not None and self.begin.order < other.order < self.order
 

@@ -1,7 +1,5 @@
 """What a layer's tensor is (a map, tokens, a sequence, a vector), and where its positions lie."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

@@ -147,11 +147,7 @@ def candidate_layers(
 
 
 def describe_layers(
-    model: nn.Module,
-    names: Iterable[str],
-    example_input: Any,
-    *,
-    forward: Forward | None = None,
+    model: nn.Module, names: Iterable[str], example_input: Any, *, forward: Forward | None = None
 ) -> list[Layer]:
     """Describe layers chosen by hand, in the order of their names.
 

@@ -1,7 +1,5 @@
 """Padding and class tokens: which positions count, and when that cannot be told."""
 
-from __future__ import annotations
-
 import copy
 import math
 import warnings

@@ -1,7 +1,5 @@
 """Pooling of a layer's activations before they are measured."""
 
-from __future__ import annotations
-
 import math
 
 import torch

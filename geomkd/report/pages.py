@@ -1,7 +1,5 @@
 """The page: what is told of scores and distillations, in one file with nothing to fetch."""
 
-from __future__ import annotations
-
 import io
 import os
 import re

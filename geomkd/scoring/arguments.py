@@ -1,7 +1,5 @@
 """What ``protocol=`` and ``labels=`` of a run come to, and the few inputs that tell its layers."""
 
-from __future__ import annotations
-
 import sys
 import warnings
 from collections.abc import Callable, Sequence

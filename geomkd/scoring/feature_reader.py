@@ -1,7 +1,5 @@
 """Reader: passes over the sample, and the features that they leave."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -22,30 +20,14 @@ from geomkd.scoring.plan import Stored
 
 @dataclass
 class Reader:
-    """Forward passes over the sample, and what of the layers' features to keep of each.
+    """Forward passes over the sample, and what of the layers' features to keep of each."""
 
-    Parameters
-    ----------
-    model : torch.nn.Module
-        The model, in evaluation mode and on ``device``.
-    sample : Sample
-        What is read.
-    forward : callable, optional
-        Runs the model in place of a plain call.
-    pool : str
-        What is done to maps and tokens, but padding; see `geomkd.network.pooling.pooled`.
-    device : torch.device
-        Where batches are sent.
-    seen : callable
-        Told the number of samples of every batch.
-    """
-
-    model: nn.Module
+    model: nn.Module  # in evaluation mode and on ``device``
     sample: Sample
-    forward: Forward | None
-    pool: str
-    device: torch.device
-    seen: Callable[[int], Any] = lambda count: None
+    forward: Forward | None  # runs the model in place of a plain call
+    pool: str  # what is done to maps and tokens, but padding; see `geomkd.network.pooling.pooled`
+    device: torch.device  # where batches are sent
+    seen: Callable[[int], Any] = lambda count: None  # told the number of samples of every batch
 
     def read(
         self,

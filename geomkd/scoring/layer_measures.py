@@ -4,8 +4,6 @@ What needs neighbours or distances reads the rows of the layer's one Gram matrix
 needs a spectrum reads one eigenproblem a draw of the kept subset.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -37,49 +35,23 @@ Drawn = dict[str, list[float]]
 
 @dataclass(frozen=True, eq=False)
 class LayerMeasures:
-    """The measures of a run, of any of its layers.
+    """The measures of a run, of any of its layers."""
 
-    Parameters
-    ----------
-    measures : dict
-        As `geomkd.measures.table.named` gives them.
-    draws : SampleDraws
-        What all layers are scored in.
-    labels : Tensor, shape (n,)
-        Labels as a measure of the caller's own is given them.
-    definition, dataset_size
-        Of knowledge quality.
-    null : int
-        Permutations of the labels.
-    center : bool
-        About the mean or not, of the spectra that may be either.
-    """
-
-    measures: dict[str, Callable | None]
-    draws: SampleDraws
-    labels: Tensor
-    definition: str
-    dataset_size: float
-    null: int = 0
-    center: bool = True
+    measures: dict[str, Callable | None]  # as `geomkd.measures.table.named` gives them
+    draws: SampleDraws  # what all layers are scored in
+    labels: Tensor  # (n,) as a measure of the caller's own is given them
+    definition: str  # of knowledge quality
+    dataset_size: float  # likewise
+    null: int = 0  # permutations of the labels
+    center: bool = True  # about the mean or not, of the spectra that may be either
 
     def of(
-        self,
-        gram: ClassGram,
-        subset: SubsetGram,
-        features: Tensor | None,
-        squares: list[Tensor],
+        self, gram: ClassGram, subset: SubsetGram, features: Tensor | None, squares: list[Tensor]
     ) -> tuple[dict[str, float], Drawn, Drawn]:
         """Score a layer: its row of the frame, its half-samples, its smaller samples, by column.
 
-        Parameters
-        ----------
-        gram, subset
-            Gram matrix of the sample, and of the kept subset.
-        features : Tensor, shape (n, d), or None
-            The layer's, where they are at hand.
-        squares : list of Tensor
-            Gram matrix of each class's larger sample, where the entropy has one.
+        From Gram matrices of the sample and of the kept subset, the layer's (n, d) features where
+        they are at hand, and the Gram matrix of each class's larger sample, if the entropy has one.
         """
         draws = self.draws.to(gram.device)
         with exact_arithmetic(gram.device):

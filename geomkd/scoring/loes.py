@@ -4,8 +4,6 @@ Everything is a function of the layers' centred Gram matrices over the same m sa
 layers may be of any widths.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple

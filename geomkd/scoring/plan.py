@@ -1,11 +1,9 @@
 """How the layers of a model are read within a bound of memory."""
 
-from __future__ import annotations
-
 import math
 import numbers
 from collections.abc import Collection, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -32,7 +30,7 @@ class Stored(NamedTuple):
     device: torch.device
 
     @classmethod
-    def of(cls, layer: Layer, pool: str, mask: Tensor | None = None) -> Stored:
+    def of(cls, layer: Layer, pool: str, mask: Tensor | None = None) -> Self:
         """Tell how a layer's features are held once they are pooled, by a few samples' mask."""
         n, device = (2, "meta") if mask is None else (len(mask), mask.device)
         form = torch.empty((), dtype=layer.dtype, device=device).expand(n, *layer.shape)

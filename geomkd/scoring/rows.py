@@ -1,7 +1,5 @@
 """Rows: what a run knows of each layer; of all of them, the scores."""
 
-from __future__ import annotations
-
 from datetime import UTC, datetime
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """score_layers: from a model and data to one row of scores a layer, within a bound of memory."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager

@@ -1,10 +1,8 @@
 """Settings: how scores were made."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 
 @dataclass(frozen=True)
@@ -33,7 +31,7 @@ class Settings:
     class_labels: tuple[int, ...] = ()  # what each class index stands for; of old files unknown
 
     @classmethod
-    def of(cls, known: Mapping[str, Any]) -> Settings:
+    def of(cls, known: Mapping[str, Any]) -> Self:
         """Read what `as_dict` gave."""
         return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in known.items()})
 

@@ -1,7 +1,5 @@
 """Batches of training and validation data, in a seeded order of their own."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -33,43 +31,22 @@ def masks_of(inputs: Any) -> Masks:
 
 
 class Batch(NamedTuple):
-    """Samples of one forward and backward pass of this process.
+    """Samples of one forward and backward pass of this process."""
 
-    Attributes
-    ----------
-    inputs, labels
-        On the device.
-    index : list of int
-        Places of the samples in the data.
-    share : float
-        By what the mean loss is multiplied, so that the mean of all processes' gradients, summed
-        over the parts of a step, is the gradient of the mean over the whole batch.
-    """
-
-    inputs: Any
+    inputs: Any  # on the device, as the labels
     labels: Tensor
-    index: list[int]
+    index: list[int]  # places of the samples in the data
+    # By what the mean loss is multiplied, so that the mean of all processes' gradients, summed over
+    # the parts of a step, is the gradient of the mean over the whole batch.
     share: float
 
 
 class Batches:
     """Batches of a data set, on one device.
 
-    Parameters
-    ----------
-    data : pair of tensors, map-style Dataset, or DataLoader
-        As `geomkd.data.sources.source_of` takes it.
-    order : callable
-        Makes the `Order` of so many samples.
-    device : torch.device
-        Where the batches go.
-    name : str
-        What error messages call the data.
-    input_key, label_key : str, optional
-        Where inputs and labels are in batches that are mappings.
+    Data and keys are as `geomkd.data.sources.source_of` takes them; ``order`` makes the `Order` of
+    so many samples; errors call the data by its ``name``.
 
-    Notes
-    -----
     What a data set draws from torch, NumPy or ``random`` while it makes the samples of a batch
     follows the seed, the epoch and the batch: not the workers, nor where a run was resumed.
     """
@@ -178,15 +155,7 @@ class Batches:
 
 
 class SeededItems(Dataset):
-    """Collated batches of a data set; what it draws follows the seed, the epoch and the samples.
-
-    Parameters
-    ----------
-    source : Items
-        The data set, and what makes a batch of its items.
-    seed : int
-        Seeds the draws.
-    """
+    """Collated batches of a data set; what it draws follows the seed, the epoch and the samples."""
 
     def __init__(self, source: Items, seed: int) -> None:
         self.dataset, self.collate, self.seed = source.dataset, source.collate, seed

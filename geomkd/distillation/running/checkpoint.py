@@ -1,7 +1,5 @@
 """Checkpoints: a run that is killed at any moment goes on where it was."""
 
-from __future__ import annotations
-
 import hashlib
 import io
 import os

@@ -1,7 +1,5 @@
 """What two runs must share for one to go on where the other ended, in a few letters."""
 
-from __future__ import annotations
-
 import hashlib
 from typing import Any
 

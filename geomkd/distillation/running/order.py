@@ -1,7 +1,5 @@
 """In which order samples are trained on, and how a batch is shared out."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import torch

@@ -1,7 +1,5 @@
 """The numbers of a run: checked, and made into what trains the parameters."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext

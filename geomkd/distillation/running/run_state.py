@@ -1,7 +1,5 @@
 """What a run is and where it stands: taken for a checkpoint, and put back."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """What a distillation run is made of, checked before any training."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial

@@ -1,7 +1,5 @@
 """The student's step as it is run: hooked, compiled, and shared by several processes."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any

@@ -1,7 +1,5 @@
 """What the teacher says about a batch: live, or read from files that hold it for every sample."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

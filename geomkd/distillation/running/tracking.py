@@ -1,7 +1,5 @@
 """What a run reports of itself: means of an epoch, and TensorBoard's scalars."""
 
-from __future__ import annotations
-
 import math
 import os
 import warnings
