@@ -25,11 +25,15 @@ from geomkd.distillation.running.setup import as_objective, join, placed
 from geomkd.distillation.running.student_step import gradients_averaged, student_step
 from geomkd.distillation.running.teacher import teacher_of
 from geomkd.distillation.running.tracking import Means, scalars, told, warn_at_chance
-from geomkd.network.forward import Forward, call, evaluating, first_tensor
+from geomkd.geometry.precision import one_thread
+from geomkd.network.forward import Forward, call, evaluating, first_tensor, multiplications
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
+# Multiplications of a step's forward passes. Two threads were as fast as one up to a third of that,
+# 1.3 times at it, 1.9 times at five times as many (residual networks of 8 to 32 pixels).
+SMALL_STEP = 5e8
 STEPS_BETWEEN_READINGS = 20  # of the losses: each reading waits for the device
 
 
@@ -191,7 +195,8 @@ def distill(
     (each process normalises its own share; running statistics are the first one's), losses between
     samples, channel standardisation, attention.
 
-    The global random state is afterwards what it was before, also after an error or Ctrl-C.
+    Networks so small that threads would wait for each other train on one. The global random state
+    is afterwards what it was before, also after an error or Ctrl-C.
 
     Examples
     --------
@@ -228,6 +233,12 @@ def distill(
         val = None if val is None else Batches(val, recipe.validation_order, name="val", **keys)
         options = {"batch_size": recipe.part_size, "seed": seed, "forward": forward}
         options["samples"] = partial(train.spread, recipe.part_size)
+        asked = objective.uses_features or objective.uses_teacher_logits
+        with one_thread():
+            both = zip((student, teacher if asked else None), ("student", "teacher"), strict=True)
+            parts = ((x, part_of(train.example(), name)) for x, name in both if x is not None)
+            each = sum(multiplications(*part, forward) for part in parts)
+        stack.enter_context(one_thread(recipe.part_size * each < SMALL_STEP))
         networks = join(student, teacher, objective, pairs, train.example(), **options)
         for batches in filter(None, (train, val)):
             batches.check_labels(networks.n_classes)

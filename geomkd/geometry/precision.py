@@ -43,10 +43,10 @@ def _float32_products() -> Iterator[None]:
 
 
 @contextmanager
-def one_thread() -> Iterator[None]:
-    """One thread for small eigenproblems: more wait for each other on a busy machine."""
+def one_thread(when: bool = True) -> Iterator[None]:
+    """One thread for work so small that more wait for each other, above all on a busy machine."""
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(1 if when else threads)
     try:
         yield
     finally:

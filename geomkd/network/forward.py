@@ -1,6 +1,7 @@
 """Models of any kind: strip their wrappers, call them, read their outputs, keep their modes."""
 
 import copy
+import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -67,6 +68,31 @@ def tried(model: nn.Module, batch: Any, forward: Forward | None = None) -> Any:
         what = f"the model does not take uint8, {tuple(raw[0].shape)} ({error})"
         how = "make images float (n, C, H, W) and normalise them as the model was trained"
         raise ValueError(f"{what}: {how}: x.float() / 255, less mean, by deviation") from error
+
+
+def multiplications(model: nn.Module, inputs: Any, forward: Forward | None = None) -> float:
+    """Multiplications of a sample by the weights of convolutions and linear maps, in evaluation.
+
+    Infinitely many where the model cannot be called: who calls it next says why.
+    """
+    counts = []
+
+    def count(module: nn.Module, given: Any, output: Any) -> None:
+        weight = getattr(module, "weight", None)
+        if isinstance(output, Tensor) and isinstance(weight, Tensor) and weight.ndim > 1:
+            counts.append(output.numel() * weight[0].numel())
+
+    model = unwrap(model)
+    hooks = [module.register_forward_hook(count) for module in model.modules()]
+    try:
+        with evaluating(model):
+            call(model, inputs, forward)
+    except Exception:
+        return math.inf
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return sum(counts) / len(next(tensors_in(inputs)))
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:

@@ -28,6 +28,7 @@ from geomkd.measures.table import TABLE, columns_of
 # Neighbours of the sample of which a half-sample's are found: fewer than 20 of them in a half have
 # a probability of 1e-9 a row; then the farthest kept stands for those that are missing.
 _KEPT = 96
+SMALL = 2048  # samples up to which what is read off a Gram matrix is too little to be shared
 
 Values = dict[str, Tensor]  # columns of the frame, (Q,) each
 Drawn = dict[str, list[float]]
@@ -54,7 +55,7 @@ class LayerMeasures:
         they are at hand, and the Gram matrix of each class's larger sample, if the entropy has one.
         """
         draws = self.draws.to(gram.device)
-        with exact_arithmetic(gram.device):
+        with exact_arithmetic(gram.device), one_thread(gram.n <= SMALL):
             quality, whole = self._of_quality(gram, draws, squares)
             found = quality | self._of_grams(gram, draws) | self._of_rows(gram, draws)
             found |= self._of_spectra(subset, draws)

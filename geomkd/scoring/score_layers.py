@@ -17,11 +17,11 @@ from geomkd.data.sample import Sample, read_as_given
 from geomkd.geometry.columns import Columns, column_slices, residual_gram
 from geomkd.geometry.draws import SampleDraws
 from geomkd.geometry.gram import ClassGram
-from geomkd.geometry.precision import scale_of
+from geomkd.geometry.precision import one_thread, scale_of
 from geomkd.geometry.principal import SubsetGram
 from geomkd.measures.null import check_null
 from geomkd.measures.table import named
-from geomkd.network.forward import Forward, evaluating, on_device, unwrap
+from geomkd.network.forward import Forward, evaluating, multiplications, on_device, unwrap
 from geomkd.network.layers import survey
 from geomkd.network.masks import check_class_token, warn_of_padding
 from geomkd.scoring.arguments import example_of, label_options, predicted, sampling_of, warn_of_few
@@ -32,6 +32,8 @@ from geomkd.scoring.plan import BATCH, Stored, parse_bytes, plan_of
 from geomkd.scoring.processes import Share, together
 from geomkd.scoring.rows import Row, scores_of
 from geomkd.scoring.settings import Settings
+
+SMALL_RUN = 2e10  # multiplications, about a second: beside a busy process, threads waited for many
 
 
 def score_layers(
@@ -221,16 +223,20 @@ def score_layers(
             made |= {"sweep": tuple(smaller), "null": null, "seed": seed, "protocol": protocol}
             share.settings = Settings(**made)
             example, more = example_of(sample, place), sample.batches(BATCH)
-            found = survey(model, example, names, granularity=granularity, forward=forward)
-            chosen = sorted(found.layers, key=lambda layer: layer.order)
-            if pool == "cls":
-                check_class_token(model, chosen, example, forward)
+            with one_thread():
+                found = survey(model, example, names, granularity=granularity, forward=forward)
+                chosen = sorted(found.layers, key=lambda layer: layer.order)
+                if pool == "cls":
+                    check_class_token(model, chosen, example, forward)
+                each = multiplications(model, example, forward)
             mask = warn_of_padding(model, chosen, example, more, stacklevel=6)
             stored = [Stored.of(layer, pool, mask) for layer in chosen]
             more = scored.bytes(max(s.dim for s in stored), len(stored))
             options = {"halves": subsamples > 0, "draws": found.draws, "more": more}
             share.take(plan_of(stored, sample, budget, found.sample_bytes, **options), sample)
-            _Job(Reader(model, sample, forward, pool, place), share, scored).run(progress)
+            each += n / 2 * sum(s.dim for s in stored)
+            with one_thread(n * each < SMALL_RUN):
+                _Job(Reader(model, sample, forward, pool, place), share, scored).run(progress)
 
     # Every pass reads the same items: where labels differ, no layer has been scored yet.
     found = together(lambda share: read_as_given(partial(act, share), stacklevel=5))
