@@ -1,9 +1,7 @@
 """Notebooks are committed with outputs; here they run at a small size, their code is compared."""
 
 import importlib.util
-import os
 import re
-import time
 from pathlib import Path
 
 import jupytext
@@ -11,7 +9,7 @@ import nbformat
 import pytest
 from jupyter_client.provisioning import local_provisioner
 from nbclient import NotebookClient
-from processes import start
+from processes import Forked
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
@@ -37,33 +35,16 @@ def test_there_are_notebooks():
     assert [path.stem for path in NOTEBOOKS] == list(SMALL)
 
 
-class ForkedKernel:
-    """A real kernel, forked where torch is loaded already; what Jupyter asks of a `Popen`."""
-
-    stdin = stdout = stderr = None
-
-    def __init__(self, command, *, env, cwd, **_):
-        module = command.index("-m") + 1
-        options = {"environment": env, "folder": cwd}
-        (self.process,) = start(command[module], command[module + 1 :], **options)
-        self.pid, self.kill, self.terminate = (
-            self.process.pid, self.process.kill, self.process.terminate
-        )  # fmt: skip
-        while self.poll() is None and os.getpgid(self.pid) != self.pid:
-            time.sleep(0.01)  # Jupyter may end the process with its group
-
-    def poll(self):
-        return self.process.exitcode
-
-    def wait(self):
-        self.process.join()
-        return self.process.exitcode
+def forked_kernel(command, *, env, cwd, **_):
+    """A real kernel, forked where torch is loaded already."""
+    module = command.index("-m") + 1
+    return Forked(command[module], command[module + 1 :], environment=env, folder=cwd)
 
 
 @pytest.mark.slow
 @named
 def test_runs_from_top_to_bottom(path, monkeypatch):
-    monkeypatch.setattr(local_provisioner, "launch_kernel", ForkedKernel)
+    monkeypatch.setattr(local_provisioner, "launch_kernel", forked_kernel)
     spec = importlib.util.spec_from_file_location("execute", FOLDER / "execute.py")
     execute = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(execute)
@@ -77,7 +58,7 @@ def test_runs_from_top_to_bottom(path, monkeypatch):
 @pytest.mark.slow
 def test_a_bar_is_one_line_and_no_warning(monkeypatch):
     """Where there are no ipywidgets, of which tqdm warns."""
-    monkeypatch.setattr(local_provisioner, "launch_kernel", ForkedKernel)
+    monkeypatch.setattr(local_provisioner, "launch_kernel", forked_kernel)
     code = "import warnings; warnings.simplefilter('error')\n"
     code += "from geomkd.common.progress import bar_of\n"
     code += "with bar_of(9, 'work', show=True, leave=True) as bar:\n    bar.update(9)"
