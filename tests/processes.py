@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from multiprocessing import forkserver, resource_tracker
@@ -55,8 +56,9 @@ def start(
 ):
     """Start ``python PROGRAM ARGUMENTS`` as torchrun starts ``size`` processes of it.
 
-    ``program`` is a file, or the name of a module; each process leads a group of its own, and
-    writes what it says to the end of ``output``, or where this one does (``None``).
+    ``program`` is a file, the name of a module, or ``-c`` in front of code; each process leads a
+    group of its own, and writes what it says to the end of ``output``, or where this one does
+    (``None``).
     """
     several = {}
     if size > 1:
@@ -100,6 +102,21 @@ class Forked:
         return self.process.exitcode
 
 
+def run(command, *, cwd=None, env=None, **_):
+    """``subprocess.run`` of Python on a module (``-m``) or on code (``-c``); checks what it gives.
+
+    What it says on both streams is in ``stdout``.
+    """
+    how, what, *arguments = command[command.index(sys.executable) + 1 :]
+    given = (what, arguments) if how == "-m" else (how, [what, *arguments])
+    with tempfile.NamedTemporaryFile("r") as said:
+        options = {"environment": env or (), "folder": cwd, "output": said.name}
+        (code,) = ended(start(*given, **options))
+        done = subprocess.CompletedProcess(command, code, said.read())
+    done.check_returncode()
+    return done
+
+
 def ended(processes, timeout=120):
     """Exit codes; where one process fails, the others are ended, as by torchrun."""
     until = time.monotonic() + timeout
@@ -133,6 +150,8 @@ def _run(program, arguments, environment, folder, output):
         if Path(program).suffix == ".py":
             sys.path.insert(0, str(Path(program).parent))
             runpy.run_path(program, run_name="__main__")
+        elif program == "-c":
+            exec(arguments[0], {"__name__": "__main__"})
         else:
             runpy.run_module(program, run_name="__main__", alter_sys=True)
     finally:
