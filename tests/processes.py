@@ -14,6 +14,7 @@ import sys
 import tempfile
 import threading
 import time
+import warnings
 from multiprocessing import forkserver, resource_tracker
 from pathlib import Path
 
@@ -21,6 +22,8 @@ CONTEXT = multiprocessing.get_context("forkserver")
 LOADED = ["torch._dynamo", "torch.distributed.nn.functional", "torchvision", "geomkd.cli.main"]
 LOADED += ["pandas", "matplotlib.pyplot", "scipy.stats", "sklearn.datasets"]
 CONTEXT.set_forkserver_preload(LOADED)
+# By Python itself, where pytest has not made errors of them.
+NOT_SHOWN = (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning)
 
 
 def serve(patch):
@@ -45,6 +48,9 @@ def _forked(path, command, passed):
         for number, (name, mode) in enumerate([("stdin", "r"), ("stdout", "w"), ("stderr", "w")]):
             setattr(sys, name, os.fdopen(number, mode))  # not pytest's
         sys.unraisablehook, threading.excepthook = sys.__unraisablehook__, threading.__excepthook__
+        warnings.resetwarnings()
+        for category in NOT_SHOWN:
+            warnings.simplefilter("ignore", category)
         forkserver._forkserver.__init__()  # its lock is held here
         exec(command[-1], {})
     finally:
