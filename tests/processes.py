@@ -31,6 +31,8 @@ def serve(patch):
 
     To be called before a first backward pass: torch refuses those of a fork of their threads.
     """
+    if sys.platform != "linux":  # elsewhere what is loaded may not outlive a fork
+        return
     resource_tracker.ensure_running()  # a process of its own
     patch.setattr(forkserver.util, "spawnv_passfds", _forked)
     forkserver.ensure_running()
