@@ -2,6 +2,7 @@
 
 import gc
 import os
+import sys
 
 import pytest
 
@@ -14,6 +15,13 @@ gc.disable()  # what is imported and collected stays: no need to look for garbag
 def pytest_collection_finish():
     gc.freeze()
     gc.enable()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop(session):
+    if "processes" in sys.modules and not session.config.option.collectonly:
+        with pytest.MonkeyPatch.context() as patch:
+            sys.modules["processes"].serve(patch)
 
 
 @pytest.fixture

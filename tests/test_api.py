@@ -132,10 +132,16 @@ def test_functions_take_few_arguments_by_position(name):
         assert sum(p.kind is p.POSITIONAL_OR_KEYWORD for p in parameters) <= 3
 
 
-def test_import_is_light():
-    code = f"import sys, geomkd; print(*[m for m in {HEAVY} if m in sys.modules])"
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert run.stdout.split() == []
+def test_import_is_light_and_plain_models_do_not_load_the_compiler():
+    code = f"""
+import sys, geomkd, torch
+loaded = [m for m in {HEAVY} if m in sys.modules]
+assert not loaded, loaded
+from geomkd.network.hooks import features_of
+features_of(torch.nn.Sequential(torch.nn.ReLU()), torch.zeros(1, 2), ["0"])
+assert "torch._dynamo" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 # ---- rules of the files --------------------------------------------------------------------------

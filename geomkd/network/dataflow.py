@@ -1,7 +1,8 @@
 """Which tensor of a forward pass was made from which: what a chain of blocks is told by."""
 
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor
@@ -35,11 +36,14 @@ class Dataflow(TorchFunctionMode):
         super().__init__()
         self.sources: list[tuple[int, ...]] = []
         self._seen: dict[int, tuple[weakref.ref, int, int]] = {}
+        self._paused = False
 
     def __torch_function__(
         self, func: Callable, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         """Run an operation and note what was made from what."""
+        if self._paused:
+            return func(*args, **(kwargs or {}))
         taken = list(tensors_in((args, kwargs or {})))
         numbers, before = self.known(taken), [_version(tensor) for tensor in taken]
         output = func(*args, **(kwargs or {}))
@@ -53,6 +57,15 @@ class Dataflow(TorchFunctionMode):
                 if id(tensor) not in kept and self._number(tensor) is None:
                     self._add(tensor, numbers)
         return iter(made) if hasattr(output, "__next__") else output  # of an unpacked tensor
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Note nothing of what is done to tensors meanwhile."""
+        self._paused = True
+        try:
+            yield
+        finally:
+            self._paused = False
 
     def number(self, tensor: Tensor | None, made_from: Iterable[int] = ()) -> int:
         """Give a tensor's number; where it has none, a new one, made from those numbers."""

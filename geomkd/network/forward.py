@@ -99,6 +99,7 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
     """Yield the tensors in nested tuples, lists and mappings, depth first."""
     if isinstance(value, Tensor):
         yield value
+        return
     for _, part in _items(value):
         yield from tensors_in(part)
 

@@ -3,6 +3,7 @@ import sys
 from dataclasses import replace
 
 import numpy as np
+import processes
 import pytest
 import scored
 import torchvision
@@ -23,6 +24,7 @@ def shallow(monkeypatch):
 
 
 def test_speed_quick(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(speed, "subprocess", processes)
     monkeypatch.setattr(speed, "QUICK", [(300, 64)])
     monkeypatch.setattr(speed, "ROWS_AT", [(300, 64)])
     result = speed.main(["--quick", "--out", str(tmp_path / "speed.json")])
@@ -89,6 +91,7 @@ def test_what_sample_size_says_of_known_scores():
 
 def test_peers_take_turns(tmp_path, monkeypatch):
     """A real process of ours; peers, whose environments are not here, by figures made up."""
+    monkeypatch.setattr(compare, "subprocess", processes)
     np.save(tmp_path / "a.npy", np.random.default_rng(0).standard_normal((200, 8)))
     own = compare.run_ours("two_nn", [tmp_path / "a.npy"], 2, 1)
     assert own["value"] == pytest.approx(two_nn(np.load(tmp_path / "a.npy")).item())

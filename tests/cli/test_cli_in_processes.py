@@ -66,7 +66,7 @@ def test_two_processes_make_one_folder_and_tell_an_error_of_one_in_training_once
 def test_an_error_of_one_process_before_training_is_told_once_under_torchrun(here):
     command = [*LAST, "--student", "tiny_nets:not_made_in_the_second", "--out", "two"]
     several = ["--standalone", "--nproc-per-node", "2", "-m", "geomkd", *command]
-    (code,) = ended(start("torch.distributed.run", several, output="said"))
+    (code,) = ended(start(SCRIPT.with_name("torchrun.py"), several, output="said"))
     said = (here / "said").read_text()
     assert code != 0
     (line,) = told(said)

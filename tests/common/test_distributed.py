@@ -15,6 +15,7 @@ from torch import nn
 from geomkd.common.distributed import World, agreed, gathered, own_device, summed, world
 
 SIZE = 2
+TORCHRUN = Path(__file__).parents[1] / "torchrun.py"
 
 
 def test_one_process_has_itself_alone():
@@ -142,7 +143,7 @@ def test_processes_of_torchrun(tmp_path):
 
     several = ["--standalone", "--nproc-per-node", SIZE, __file__, tmp_path, "torchrun"]
     said = tmp_path / "said"
-    assert ended(start("torch.distributed.run", several, output=said)) == [0], said.read_text()
+    assert ended(start(TORCHRUN, several, output=said)) == [0], said.read_text()
     assert_all_were_seen(tmp_path)
 
 

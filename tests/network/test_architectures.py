@@ -17,9 +17,9 @@ def names_of(layers, role):
 def test_what_is_offered_is_what_the_definition_has(row):
     with torch.device(row.device):
         model, example = row.build()
-        layers = candidate_layers(model, example)
-        # What is told of the head's input by name, where a block stands for it.
-        head = describe_layers(model, [row.head], example) if row.stands else []
+    layers = candidate_layers(model, example)
+    # What is told of the head's input by name, where a block stands for it.
+    head = describe_layers(model, [row.head], example) if row.stands else []
     blocks_are_those(row, layers)
     assert names_of(layers, "transition") == row.transitions.split()
     the_input_of_the_head_is_that(row, layers, head)

@@ -26,9 +26,15 @@ def without_time(result):
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory):
-    result = run(tmp_path_factory.mktemp("whole"))
-    return state(result.student), without_time(result)
+def whole(tmp_path_factory):
+    """A run that nothing interrupted, and its folder."""
+    folder = tmp_path_factory.mktemp("whole")
+    return run(folder), folder
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(whole):
+    return state(whole[0].student), without_time(whole[0])
 
 
 def steps_done(folder):
@@ -118,17 +124,15 @@ def test_resumed_after_an_error(tmp_path, uninterrupted, n_steps):
     assert without_time(result).equals(history)
 
 
-def test_a_finished_run_returns_its_result(tmp_path, uninterrupted):
-    run(tmp_path)
-    result = run(tmp_path, student=network(4, 9), after_step=stop_after(0))
+def test_a_finished_run_returns_its_result(whole, uninterrupted):
+    result = run(whole[1], student=network(4, 9), after_step=stop_after(0))
     student, history = uninterrupted
     assert same(state(result.student), student) and without_time(result).equals(history)
     assert not result.student.training
 
 
-def test_two_files_are_kept(tmp_path):
-    run(tmp_path)
-    assert [path.name[:14] for path in files(tmp_path)] == ["step-000000018", "step-000000020"]
+def test_two_files_are_kept(whole):
+    assert [path.name[:14] for path in files(whole[1])] == ["step-000000018", "step-000000020"]
 
 
 @pytest.mark.parametrize(
@@ -160,9 +164,9 @@ def test_with_every_checkpoint_damaged_the_run_begins_anew(tmp_path, copied, uni
     assert same(state(result.student), uninterrupted[0])
 
 
-def test_what_a_killed_process_left_half_written_is_cleared(tmp_path):
-    interrupted(tmp_path, 5)
-    left = tmp_path / ".step-000000006-0123456789abcdef.pt.x1y2z3"
+def test_what_a_killed_process_left_half_written_is_cleared(tmp_path, copied):
+    copied(17)
+    left = tmp_path / ".step-000000018-0123456789abcdef.pt.x1y2z3"
     left.write_bytes(b"half")
     run(tmp_path)
     assert not left.exists()

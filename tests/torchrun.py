@@ -1,0 +1,19 @@
+"""torchrun, but that its processes are forks of it: they have loaded what they need."""
+
+import multiprocessing
+
+from processes import Forked
+from torch.distributed.elastic.multiprocessing.subprocess_handler.subprocess_handler import (
+    SubprocessHandler,
+)
+from torch.distributed.run import main
+
+
+def forked(handler, command, environment):
+    program, *arguments = [part for part in command[1:] if part not in ("-u", "-m")]
+    options = {"environment": environment, "output": None}
+    return Forked(program, arguments, **options, context=multiprocessing.get_context("fork"))
+
+
+SubprocessHandler._popen = forked
+main()
