@@ -15,5 +15,6 @@ def forked(handler, command, environment):
     return Forked(program, arguments, **options, context=multiprocessing.get_context("fork"))
 
 
-SubprocessHandler._popen = forked
-main()
+if __name__ == "__main__":
+    SubprocessHandler._popen = forked
+    main()
