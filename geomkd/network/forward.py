@@ -70,28 +70,34 @@ def tried(model: nn.Module, batch: Any, forward: Forward | None = None) -> Any:
         raise ValueError(f"{what}: {how}: x.float() / 255, less mean, by deviation") from error
 
 
-def multiplications(model: nn.Module, inputs: Any, forward: Forward | None = None) -> float:
-    """Multiplications of a sample by the weights of convolutions and linear maps, in evaluation.
-
-    Infinitely many where the model cannot be called: who calls it next says why.
-    """
-    counts = []
+@contextmanager
+def counting(model: nn.Module) -> Iterator[list[int]]:
+    """Within, multiplications by the weights of convolutions and linear maps are noted."""
+    counts: list[int] = []
 
     def count(module: nn.Module, given: Any, output: Any) -> None:
         weight = getattr(module, "weight", None)
         if isinstance(output, Tensor) and isinstance(weight, Tensor) and weight.ndim > 1:
             counts.append(output.numel() * weight[0].numel())
 
-    model = unwrap(model)
-    hooks = [module.register_forward_hook(count) for module in model.modules()]
+    hooks = [module.register_forward_hook(count) for module in unwrap(model).modules()]
     try:
-        with evaluating(model):
-            call(model, inputs, forward)
-    except Exception:
-        return math.inf
+        yield counts
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def multiplications(model: nn.Module, inputs: Any, forward: Forward | None = None) -> float:
+    """Multiplications of a sample, as `counting` notes them, in evaluation mode.
+
+    Infinitely many where the model cannot be called: who calls it next says why.
+    """
+    with counting(model) as counts, evaluating(model):
+        try:
+            call(unwrap(model), inputs, forward)
+        except Exception:
+            return math.inf
     return sum(counts) / len(next(tensors_in(inputs)))
 
 

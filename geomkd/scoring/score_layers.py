@@ -21,7 +21,7 @@ from geomkd.geometry.precision import one_thread, scale_of
 from geomkd.geometry.principal import SubsetGram
 from geomkd.measures.null import check_null
 from geomkd.measures.table import named
-from geomkd.network.forward import Forward, evaluating, multiplications, on_device, unwrap
+from geomkd.network.forward import Forward, counting, evaluating, on_device, tensors_in, unwrap
 from geomkd.network.layers import survey
 from geomkd.network.masks import check_class_token, warn_of_padding
 from geomkd.scoring.arguments import example_of, label_options, predicted, sampling_of, warn_of_few
@@ -223,18 +223,17 @@ def score_layers(
             made |= {"sweep": tuple(smaller), "null": null, "seed": seed, "protocol": protocol}
             share.settings = Settings(**made)
             example, more = example_of(sample, place), sample.batches(BATCH)
-            with one_thread():
+            with one_thread(), counting(model) as counts:
                 found = survey(model, example, names, granularity=granularity, forward=forward)
-                chosen = sorted(found.layers, key=lambda layer: layer.order)
-                if pool == "cls":
-                    check_class_token(model, chosen, example, forward)
-                each = multiplications(model, example, forward)
+            chosen = sorted(found.layers, key=lambda layer: layer.order)
+            if pool == "cls":
+                check_class_token(model, chosen, example, forward)
             mask = warn_of_padding(model, chosen, example, more, stacklevel=6)
             stored = [Stored.of(layer, pool, mask) for layer in chosen]
             more = scored.bytes(max(s.dim for s in stored), len(stored))
             options = {"halves": subsamples > 0, "draws": found.draws, "more": more}
             share.take(plan_of(stored, sample, budget, found.sample_bytes, **options), sample)
-            each += n / 2 * sum(s.dim for s in stored)
+            each = sum(counts) / len(next(tensors_in(example))) + n / 2 * sum(s.dim for s in stored)
             with one_thread(n * each < SMALL_RUN):
                 _Job(Reader(model, sample, forward, pool, place), share, scored).run(progress)
 
