@@ -268,13 +268,15 @@ def plot_accuracy(
         mean, deviation = values.mean(axis=0), values.std(axis=0, ddof=min(1, len(values) - 1))
         epochs = np.arange(1, len(mean) + 1)
         colour, dashes = CYCLE[place % len(CYCLE)], DASHES[place % len(DASHES)]
-        label = f"{method}: {mean[-1]:.1f} ± {deviation[-1]:.1f}"
+        spread = f" ± {deviation[-1]:.1f}" if len(values) > 1 else ""
+        label = f"{method}: {mean[-1]:.1f}{spread}"
         band = np.stack([mean - deviation, mean + deviation], axis=1)
         _curve(ax, epochs, mean, band, {"color": colour, "ls": dashes, "lw": 1.8, "label": label})
     ax.set(xlabel="epoch", ylabel=f"{name} (%)")
     ax.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
     n_runs = sorted({len(runs) for runs in curves.values()})
-    title = f"last epoch, mean ± SD of {'/'.join(map(str, n_runs))} seeds"
+    several = f", mean ± SD of {'/'.join(map(str, n_runs))} seeds" if n_runs[-1] > 1 else ""
+    title = f"last epoch{several}"
     ax.legend(fontsize=8, frameon=False, title=title, title_fontsize=8, loc="lower right")
     return ax
 

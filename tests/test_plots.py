@@ -94,7 +94,7 @@ def test_accuracy_is_mean_and_deviation_of_the_runs():
     assert second.get_ydata() == pytest.approx([10, 50])
     assert first.get_linestyle() != second.get_linestyle()
     deviation = 20 * np.sqrt(2)  # of 40 and 80 with ddof = 1
-    assert texts(ax.get_legend()) == [f"features: 60.0 ± {deviation:.1f}", "labels: 50.0 ± 0.0"]
+    assert texts(ax.get_legend()) == [f"features: 60.0 ± {deviation:.1f}", "labels: 50.0"]
     assert ax.get_legend().get_title().get_text() == "last epoch, mean ± SD of 1/2 seeds"
     band = ax.collections[0].get_datalim(ax.transData).intervaly
     assert band == pytest.approx([30 - deviation / 2, 60 + deviation])
@@ -103,6 +103,7 @@ def test_accuracy_is_mean_and_deviation_of_the_runs():
 def test_accuracy_into_given_axes():
     _, ax = plt.subplots()
     assert plot_accuracy({"a": [np.array([0.5])]}, ax=ax) is ax
+    assert ax.get_legend().get_title().get_text() == "last epoch"
     assert plt.get_fignums() == [1] and ax.get_ylabel() == "accuracy (%)"
 
 
