@@ -359,7 +359,8 @@ def main(arguments: list[str] | None = None) -> dict:
             result["draws"].append(draws_row(*case))
             row = result["draws"][-1]
             print(f"{row['network']}, n = {row['n']}, C = {row['classes']}: {row['seconds']:.1f} s "
-                  f"without half-samples, {100 * row['more']:+.0f} % with 50", flush=True)  # fmt: skip
+                  f"without half-samples, {100 * row['more']:+.0f} % with 50",
+                  flush=True)  # fmt: skip
     elif options.busy:
         name, result["busy"] = "busy", []
         commands = {"quickstart": [sys.executable, "-m", "geomkd", "quickstart"]}
