@@ -121,7 +121,7 @@ def test_peers_take_turns(tmp_path, monkeypatch):
 
 @pytest.mark.filterwarnings("ignore:a class has fewer than 25 samples")
 def test_what_half_samples_add_and_busy_processes(tmp_path):
-    row = speed.draws_row("vit", 4, 8)
+    row = speed.draws_row("resnet34", 4, 8)
     assert row["more"] == pytest.approx(row["default"] / row["seconds"] - 1)
     row = speed.busy_row("sleep", [sys.executable, "-c", "import time; time.sleep(0.1)"])
     assert row["quiet"] > 0.1
