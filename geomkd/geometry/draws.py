@@ -39,9 +39,9 @@ class Draws:
         """``draws`` half-samples without replacement: max(2, ceil(n_a / 2)) of every class.
 
         Of few classes each draw takes halves of its own. Of more, each class is halved at random
-        `halvings` times, and a draw takes one half of each class, every half as often as any other:
-        with both halves of a halving, the mean over draws is that of the sample for whatever adds
-        up over rows.
+        `halvings` times, and a draw takes one half of each class, each as often as any other as far
+        as that divides. For whatever adds up over rows both halves of a halving have the sample's
+        mean (but for one row that an odd class has in both), and so have the draws.
         """
         uniform = generator_options(seed) | {"dtype": torch.float64}
         count = halvings(len(sizes), draws)
