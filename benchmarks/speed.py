@@ -5,8 +5,6 @@
     python benchmarks/speed.py --stem      # a 16 GB layer within 2 GB, about 10 minutes
     python benchmarks/speed.py --toolbox   # every measure against knowledge quality alone
     python benchmarks/speed.py --peers     # two_nn, mle_dimension, cka against other libraries
-    python benchmarks/speed.py --draws     # what the default half-samples add, in CPU time
-    python benchmarks/speed.py --busy      # quickstart and notebooks beside a busy process a core
 
 Each figure is the median of repeats that alternate with what it is compared with, after a warm-up.
 Peak memory is measured in a fresh process with the input loaded.
@@ -18,29 +16,24 @@ import argparse
 import datetime
 import json
 import math
-import os
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 import geomkd
 from geomkd.common.results_folder import machine, write_json
-from geomkd.geometry.precision import one_thread
 
 HERE = Path(__file__).parent
 CLASSES = 10
 FULL = [(1000, 512), (2500, 512), (5000, 512), (1000, 4096), (2500, 4096), (5000, 4096)]
 FULL += [(5000, 16384), (5000, 65536)]
 QUICK = [(1000, 512), (1000, 4096)]
-DRAWS = [(network, c, 5000) for network in ("resnet34", "vit") for c in (10, 100)]
 ROWS_AT = [(1000, 512), (1000, 4096), (2500, 512)]  # the row-by-row computation is slow
 
 
@@ -206,53 +199,6 @@ def toolbox_row(n: int, size: int = 32) -> dict[str, float]:
     return row | {"ratio": row["all"] / row["quality"]}
 
 
-def draws_row(network: str, classes: int, n: int) -> dict[str, Any]:
-    """CPU time of `score_layers` by default and without half-samples, on one thread, once each."""
-    import torchvision
-
-    torch.manual_seed(0)
-    if network == "vit":  # of CIFAR's size: patches of 4, six blocks
-        model = torchvision.models.VisionTransformer(32, 4, 6, 3, 192, 768, num_classes=classes)
-    else:
-        model = torchvision.models.resnet34(num_classes=classes)
-    y = torch.arange(n) % classes
-    x = 0.5 * torch.randn(n, 3, 32, 32) + torch.randn(classes, 3, 32, 32)[y]
-
-    def seconds(rows: slice, subsamples: int) -> float:
-        started = time.process_time()
-        scored = (x[rows], y[rows])
-        geomkd.score_layers(model.eval(), scored, subsamples=subsamples, progress=False)
-        return time.process_time() - started
-
-    with one_thread():
-        seconds(slice(2 * classes), 2)  # the warm-up
-        plain, default = (seconds(slice(n), subsamples) for subsamples in (0, 50))
-    row = {"network": network, "classes": classes, "n": n, "seconds": plain, "default": default}
-    return row | {"more": default / plain - 1}
-
-
-def busy_row(name: str, command: list[str]) -> dict[str, Any]:
-    """Seconds of a command alone, and beside one busy process a core."""
-
-    def seconds() -> float:
-        started = time.perf_counter()
-        with tempfile.TemporaryDirectory() as folder:
-            variables = os.environ | {"MPLBACKEND": "Agg", "PYTHONPATH": str(HERE.parent)}
-            subprocess.run(command, check=True, cwd=folder, env=variables, capture_output=True)
-        return time.perf_counter() - started
-
-    quiet, others = seconds(), []
-    try:
-        for _ in range(os.cpu_count() or 1):
-            others.append(subprocess.Popen([sys.executable, "-c", "while True: pass"]))
-        busy = seconds()
-    finally:
-        for other in others:
-            other.kill()
-            other.wait()
-    return {"command": name, "quiet": quiet, "busy": busy, "ratio": busy / quiet}
-
-
 def stem_row(n: int) -> dict[str, float]:
     """A layer of 64 x 112 x 112 features, in slices, within memory="2GB"."""
     import torchvision
@@ -336,8 +282,6 @@ def main(arguments: list[str] | None = None) -> dict:
     parser.add_argument("--stem", action="store_true", help="only the 16 GB layer within 2 GB")
     parser.add_argument("--toolbox", action="store_true", help="only every measure's cost")
     parser.add_argument("--peers", action="store_true", help="only against other libraries")
-    parser.add_argument("--draws", action="store_true", help="only what half-samples add")
-    parser.add_argument("--busy", action="store_true", help="only beside busy processes")
     parser.add_argument("--dtype", default="float32", help="of --peers: float32 or float64")
     parser.add_argument("--out", type=Path, help="where to write the JSON (and the picture)")
     options = parser.parse_args(arguments)
@@ -352,24 +296,6 @@ def main(arguments: list[str] | None = None) -> dict:
         if not options.quick:
             result["toolbox"] = toolbox_row(5000)
         print(json.dumps(result["toolbox"], indent=1))
-    elif options.draws:
-        name, result["draws"] = "draws", []
-        cases = [("resnet34", 10, 60)] if options.quick else DRAWS
-        for case in cases:
-            result["draws"].append(draws_row(*case))
-            row = result["draws"][-1]
-            print(f"{row['network']}, n = {row['n']}, C = {row['classes']}: {row['seconds']:.1f} s "
-                  f"without half-samples, {100 * row['more']:+.0f} % with 50",
-                  flush=True)  # fmt: skip
-    elif options.busy:
-        name, result["busy"] = "busy", []
-        commands = {"quickstart": [sys.executable, "-m", "geomkd", "quickstart"]}
-        for path in sorted((HERE.parent / "notebooks").glob("[0-9]_*.py")):
-            commands[path.stem] = [sys.executable, str(path)]
-        for row in (busy_row(*given) for given in commands.items()):
-            result["busy"].append(row)
-            print(f"{row['command']}: {row['quiet']:.0f} s alone, {row['busy']:.0f} s beside busy "
-                  f"processes, {row['ratio']:.1f} x", flush=True)  # fmt: skip
     elif options.peers:
         sys.path.insert(0, str(HERE.parent))  # run as a file, not as a module
         from benchmarks.peers import compare

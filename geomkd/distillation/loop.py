@@ -31,8 +31,8 @@ from geomkd.network.forward import Forward, call, evaluating, first_tensor, mult
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-# Multiplications of a step's forward passes. In a trial on two cores, two threads were as fast as one
-# up to a third of that, 1.3 times at 1.3 times as many, 1.9 times at five times (residual networks).
+# Multiplications of a step's forward passes. In a trial on two cores, two threads were as fast as
+# one up to a third of that, 1.3 times at 1.3 times as many, 1.9 times at five times as many.
 SMALL_STEP = 5e8
 STEPS_BETWEEN_READINGS = 20  # of the losses: each reading waits for the device
 

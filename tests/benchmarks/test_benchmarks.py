@@ -9,7 +9,7 @@ import scored
 import torchvision
 from torchvision.models.resnet import BasicBlock, ResNet
 
-from benchmarks import coverage, distill_speed, parity, sample_size, speed
+from benchmarks import coverage, distill_speed, overhead, parity, sample_size, speed
 from benchmarks.peers import compare
 from geomkd.measures import two_nn
 
@@ -120,10 +120,13 @@ def test_peers_take_turns(tmp_path, monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore:a class has fewer than 25 samples")
-def test_what_half_samples_add_and_busy_processes(tmp_path):
-    row = speed.draws_row("resnet34", 4, 8)
+def test_what_half_samples_add_and_busy_processes(tmp_path, monkeypatch):
+    monkeypatch.setattr(overhead, "DRAWS", [("resnet34", 4, 8)])
+    path = tmp_path / "draws.json"
+    (row,) = overhead.main(["--draws", "--out", str(path)])["rows"]
+    assert json.loads(path.read_text())["rows"] == [row]
     assert row["more"] == pytest.approx(row["default"] / row["seconds"] - 1)
-    row = speed.busy_row("sleep", [sys.executable, "-c", "import time; time.sleep(0.1)"])
+    row = overhead.busy_row("sleep", [sys.executable, "-c", "import time; time.sleep(0.1)"])
     assert row["quiet"] > 0.1
     assert row["ratio"] == row["busy"] / row["quiet"]
 
