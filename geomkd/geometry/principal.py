@@ -43,10 +43,10 @@ def principal(features: Any, *, center: bool = True) -> Principal:
     check_finite(x)
     with exact_arithmetic(x.device):
         scale = scale_of(x, torch.float64, beyond=400)  # where squares leave float64
-        square = torch.zeros(2 * (min(x.shape),), dtype=torch.float64, device=x.device)
         if x.shape[1] < len(x):
             exact, means_sq = _exact(x, scale, center)
             return _of_narrow(exact, means_sq)._replace(scale=scale)
+        square = torch.zeros(len(x), len(x), dtype=torch.float64, device=x.device)
         raw_sum = torch.zeros_like(scale)
         for piece in column_slices(x):
             exact, means_sq = _exact(piece, scale, center)
