@@ -19,6 +19,7 @@ SMALL = {
     "3_read_the_geometry": "n_images, epochs, half_samples, null = 100, 1, 2, 0",
     "4_a_text_encoder": "train_texts, test_texts, most_tokens, epochs, seeds = 8, 2, 10, 1, 1",
     "5_signals": "teacher_epochs, epochs, seeds, utterances = 1, 1, 1, 3",
+    "6_what_helps_a_student": "teachers = 2",
 }
 BRIEF = """
 %matplotlib inline

@@ -56,7 +56,7 @@ def test_a_terminal_has_one_line_that_moves(monkeypatch, leave):
     termios.tcsetwinsize(ends[1], (24, 80))
     text, _ = written(monkeypatch, ends, leave=leave)
     assert text.count("\r") >= 2 and text.count("\n") == leave
-    # Where it does not stay, blanks are the last that is written; what they cover may have come to 100 %.
+    # Where it does not stay, blanks are the last that is written, whatever they cover had come to.
     end = r"\rwork: 100%[^\r]*3\.00k/3\.00k[^\r]*\r?\n$" if leave else r"\r {60,}\r$"
     assert re.search(end, text), text[-300:]
 
