@@ -204,6 +204,7 @@ accuracy.assign(at_chance=table["at chance"].sum())
 # %% [markdown]
 # Test accuracy after the last epoch, every seed counted; `at_chance` counts the students of which
 # `distill` warned that the head has learned nothing. When this was run, features token by token
-# left the students near chance after ten epochs, and the mean of the text, which is what the head
-# reads, did not: with its channels standardised it came near to cross entropy, without a label
-# reaching the backbone. The tokens' states are a harder lesson, most of it not about the texts.
+# left the students near chance after ten epochs, or with standardised channels little above, and
+# the mean of the text, which is what the head reads, did not: with its channels standardised it
+# came near to cross entropy, without a label reaching the backbone. The tokens' states are a harder
+# lesson, most of it not about the texts.

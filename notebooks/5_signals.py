@@ -108,7 +108,7 @@ plt.show()
 scores.rank()
 
 # %% [markdown]
-# Q is highest at the input, the silhouette at the head: they do not agree about what is worth
+# Q is highest at the first block, the silhouette at the head: they do not agree about what is worth
 # teaching. The students tell.
 #
 # ## 2. A student with few utterances

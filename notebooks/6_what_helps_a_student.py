@@ -58,7 +58,7 @@ pd.DataFrame(
 # %% [markdown]
 # Only teachers whose students are all finished are shown. On those of *discovery* one rule was
 # chosen; those of *confirmation* had no part in it. The last column is the ceiling: how well one
-# seed's order of the layers agrees with another's. No score can be asked for more.
+# seed's order of the layers agrees with another's. Little more can be asked of a score.
 #
 # ## 1. One layer, one student
 #
