@@ -6,9 +6,9 @@
     python benchmarks/speed.py --toolbox   # every measure against knowledge quality alone
     python benchmarks/speed.py --peers     # two_nn, mle_dimension, cka against other libraries
 
-Figures of knowledge_quality, and of --peers, are medians of repeats that alternate with what they are
-compared with, after a warm-up; peak memory is that of a fresh process with the input loaded. All others
-are single runs in this process.
+Figures of knowledge_quality, and of --peers, are medians of repeats that alternate with what they
+are compared with, after a warm-up; peak memory is that of a fresh process with the input loaded.
+All others are single runs in this process.
 """
 
 from __future__ import annotations
