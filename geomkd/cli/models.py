@@ -109,9 +109,14 @@ def _torchvision(name: str) -> Door:
         return models.get_model(name, **options, **more)
 
     def published(weights: str) -> tuple[nn.Module, Any]:
-        (file, kind), model = on_disk(weights, default), build(None)
-        fill(model, read_state_dict(file), f"{weights} does not fit {name}")
-        return model, kind.transforms()
+        file, kind = on_disk(weights, default)
+        read_state_dict(file)  # holds tensors and nothing else
+        # By its own loader: some networks are built otherwise, or rename what older files hold.
+        try:
+            return models.get_model(name, weights=kind, progress=False), kind.transforms()
+        except RuntimeError as error:
+            what = " ".join(str(error).split())  # on one line
+            raise ValueError(f"{weights} does not fit {name}: {what}") from None
 
     images = default.transforms()
     frames = (16,) if type(images).__name__ == "VideoClassification" else ()

@@ -3,6 +3,7 @@
 import os
 import re
 import warnings
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,10 @@ def read_state_dict(path: str | os.PathLike) -> dict[str, Tensor]:
     others = [f"{k} ({type(v).__name__})" for k, v in state.items() if not isinstance(v, Tensor)]
     if others or not state:
         raise ValueError(f"{wanted} {_some(others)}")
-    return {_plain(str(name)): value for name, value in state.items()}
+    plain = OrderedDict((_plain(str(name)), value) for name, value in state.items())
+    if list(plain) == list(state):  # the versions of modules, under the same names
+        plain._metadata = getattr(state, "_metadata", None)
+    return plain
 
 
 def fitted(state: Mapping[str, Tensor], own: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -55,11 +59,13 @@ def fitted(state: Mapping[str, Tensor], own: Mapping[str, Any]) -> dict[str, Ten
 
 def fill(model: nn.Module, state: Mapping[str, Tensor], what: str) -> None:
     """Load weights into a network; ``ValueError`` begins with ``what`` and says what is amiss."""
-    own = model.state_dict()
-    state = fitted(state, own)
+    own, given = model.state_dict(), state
+    state = OrderedDict(fitted(given, own))
+    if list(state) == list(given):
+        state._metadata = getattr(given, "_metadata", None)
     try:
         model.load_state_dict(state)
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:  # of a module that needs its version
         lacking = [name for name in own if name not in state]
         besides = [name for name in state if name not in own]
         other = [

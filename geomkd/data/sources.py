@@ -269,6 +269,9 @@ class Stream:
         for batch in self.batches:
             if self.labelled:
                 inputs, labels = split(batch, self.keys)
+                if any(len(x) != len(labels) for x in tensors_in(inputs)):
+                    got = f"{len(labels)} and {[tuple(x.shape) for x in tensors_in(inputs)]}"
+                    raise ValueError(f"a batch has as many labels as inputs; got {got}")
                 yield inputs, labels.tolist()
             else:
                 inputs = inputs_of(batch, *self.keys)

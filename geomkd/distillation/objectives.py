@@ -47,7 +47,7 @@ class StepTensors:
         positions 0.
     projectors : nn.Module
         What the objective's ``make_projectors`` made.
-    mask : Tensor, shape (B, T), or None, or a pair of these
+    mask : Tensor, shape (B, T), a mapping with a decoder's, or None, or a pair of these
         True at tokens; of the student's inputs and of the teacher's where each has its own.
         Projectors take it third, and give each token as a sample of its own.
     """

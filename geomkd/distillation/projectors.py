@@ -48,7 +48,8 @@ class Alignment(nn.Module):
 
     Tokens that are the same number on both sides become a map (B, C, T, 1), as sequences do, a
     vector one of a single position. Where the positions differ, or with ``spatial``, tokens of
-    images lie on a square grid, without leading tokens that do not fit. The larger grid, or longer
+    square images lie on a square grid, without leading tokens that do not fit; those of other
+    images are refused, but to meet a vector as their mean. The larger grid, or longer
     sequence, is average-pooled to the smaller.
 
     Tokens of texts and signals meet by position. Where a mask tells which are real, on either side,
@@ -63,9 +64,10 @@ class Alignment(nn.Module):
         sizes = {math.prod(side.shape) // channels(side) for side in sides}
         lines, kinds = [side for side in sides if on_line(side)], {side.kind for side in sides}
         same = len(sizes) == len(kinds) == 1 and kinds <= {"tokens", "vector"}
-        self.on_grid = not lines and (spatial or not same)
-        self.to_vector = bool(lines) and "vector" in kinds
-        by_token = any(side.place in ("input", "stretch") for side in lines)
+        oblong = any(side.place == "oblong" and side.kind == "tokens" for side in sides)
+        self.to_vector = bool(lines or oblong) and "vector" in kinds
+        self.on_grid = not lines and not self.to_vector and (spatial or not same)
+        by_token = any(side.place in ("input", "stretch", "decoder") for side in lines)
         apart = [f"positions of {side.name!r} apart" for side in lines if side.place == "apart"]
         if len(lines) == 1 and not self.to_vector:
             raise ValueError(f"{lines[0].kind} of {lines[0].name!r} have no grid to meet maps on")
@@ -278,6 +280,11 @@ def channels(layer: Layer) -> int:
 
 def check_grid(layer: Layer) -> None:
     """Refuse tokens that form no square grid."""
+    if layer.kind == "tokens" and layer.place == "oblong":
+        raise ValueError(
+            f"layer {layer.name!r}: only tokens of square images have a grid that is known; got "
+            f"{layer.shape[0]} tokens of others"
+        )
     if layer.kind == "tokens" and prefix_of(layer.shape[0]) is None:
         raise ValueError(
             f"layer {layer.name!r}: tokens must form a square grid after dropping 0, 1, 2 or 5 of "

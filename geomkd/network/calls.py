@@ -1,5 +1,6 @@
 """One forward pass of a model, told as the begin and the end of every module's call."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -78,6 +79,8 @@ def events_of(
     devices = {parameter.device for parameter in root.parameters()}
     with evaluating(model), watching(root, modules_by_name(root).values(), see, restart):
         before = random_fingerprint(*devices)
+        for x in decoder_inputs(example_input):
+            flow.number(x)
         with flow:
             tried(root, example_input, forward)
         draws = random_fingerprint(*devices) != before
@@ -90,6 +93,13 @@ def events_of(
                 widest = max(widest, given + event.nbytes)
     # Twice: the input and output that a residual branch and the kernels' own layouts hold besides.
     return events[start:], flow, max(1, 2 * widest // n), draws
+
+
+def decoder_inputs(example_input: Any) -> list[torch.Tensor]:
+    """Find what a decoder is given beside its encoder, by its names in transformers."""
+    named = example_input if isinstance(example_input, Mapping) else {}
+    inputs = (named.get(name) for name in ("decoder_input_ids", "decoder_inputs_embeds"))
+    return [x for x in inputs if isinstance(x, torch.Tensor)]
 
 
 def event_at(name: str, target: Target, events: list[Event]) -> Event:

@@ -3,6 +3,7 @@
 import copy
 import math
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -58,16 +59,24 @@ def call(model: nn.Module, batch: Any, forward: Forward | None = None) -> Any:
 
 
 def tried(model: nn.Module, batch: Any, forward: Forward | None = None) -> Any:
-    """`call` for the first time; says so where the model fails because images are uint8."""
+    """`call` for the first time; says so where images are uint8, which few models mean."""
+    raw = [x for x in tensors_in(batch) if x.dtype == torch.uint8 and forward is None]
+    how = "make images float (n, C, H, W) and normalise them as the model was trained"
+    how += ": x.float() / 255, less mean, by deviation"
     try:
-        return call(model, batch, forward)
+        output = call(model, batch, forward)
     except RuntimeError as error:
-        raw = [x for x in tensors_in(batch) if x.dtype == torch.uint8 and forward is None]
         if not raw:
             raise
         what = f"the model does not take uint8, {tuple(raw[0].shape)} ({error})"
-        how = "make images float (n, C, H, W) and normalise them as the model was trained"
-        raise ValueError(f"{what}: {how}: x.float() / 255, less mean, by deviation") from error
+        raise ValueError(f"{what}: {how}") from error
+    if any(x.ndim > 3 for x in raw):
+        warnings.warn(
+            f"images are uint8, and the model takes 0 ... 255 as they are: {how}; if it normalises "
+            "them itself, call it by forward=lambda model, x: model(x)",
+            stacklevel=2,
+        )
+    return output
 
 
 @contextmanager

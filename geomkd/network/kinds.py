@@ -1,6 +1,6 @@
 """What a layer's tensor is (a map, tokens, a sequence, a vector), and where its positions lie."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -15,22 +15,34 @@ CHANNELS_LAST = (nn.Linear, nn.LayerNorm, nn.Embedding, nn.LSTM, nn.GRU, nn.RNN)
 
 
 def kind_and_place(
-    event: Event, events: Sequence[Event], modules: Mapping[str, nn.Module], example_input: Any
+    event: Event,
+    events: Sequence[Event],
+    modules: Mapping[str, nn.Module],
+    example_input: Any,
+    decoded: Callable[[Event], bool] = lambda event: False,
 ) -> tuple[str, str]:
     """Kind and place of a layer, as `Layer` has them."""
     if (axes := len(event.shape)) != 2:
-        three = "map" if axes == 3 and _is_map(event, modules) else "map_last"
+        first = axes == 3 and _is_map(event, modules, _image(example_input))
+        three = "map" if first else "map_last"
         return {1: "vector", 3: three}.get(axes, "other"), "grid"
     sequence, given = _is_sequence(event, events), list(tensors_in(example_input))
     kind, length = ("sequence", event.shape[1]) if sequence else ("tokens", event.shape[0])
+    if decoded(event):
+        return kind, "decoder"
     if any(x.shape[1:] == (length,) and not x.is_floating_point() for x in given):
         return kind, "input"
-    return kind, "line" if sequence or all(x.ndim < 4 for x in given) else "grid"
+    if sequence or all(x.ndim < 4 for x in given):
+        return kind, "line"
+    height, width = _image(example_input)
+    return kind, "grid" if height == width and all(x.ndim < 5 for x in given) else "oblong"
 
 
 def on_line(layer: Any) -> bool:
     """Whether a layer's positions follow one another, as those of a text or a signal do."""
-    return layer.kind == "sequence" or (layer.kind == "tokens" and layer.place != "grid")
+    return layer.kind == "sequence" or (
+        layer.kind == "tokens" and layer.place not in ("grid", "oblong")
+    )
 
 
 def positions_first(x: Tensor, kind: str) -> Tensor:
@@ -50,11 +62,25 @@ def _is_sequence(event: Event, events: Sequence[Event]) -> bool:
     return False
 
 
-def _is_map(event: Event, modules: Mapping[str, nn.Module]) -> bool:
+def _image(example_input: Any) -> tuple[int, int]:
+    """Height and width of the first image in a batch, as far as they count.
+
+    (1, 1) where there is none, or it is square whichever axis has the channels; (0, 0) where it is
+    not and the channels, neither 1 nor 3, do not tell.
+    """
+    shape = next((x.shape for x in tensors_in(example_input) if x.ndim > 2), (1, 1))
+    if len(shape) != 4 or shape[1] in (1, 3):
+        return tuple(shape[-2:])
+    square = shape[1] == shape[2] or shape[2] == shape[3]
+    return tuple(shape[1:3]) if shape[3] in (1, 3) else (square, square)
+
+
+def _is_map(event: Event, modules: Mapping[str, nn.Module], image: tuple[int, int]) -> bool:
     """Whether a layer of three axes has its channels first."""
-    first, middle, last = event.shape
-    if (first == middle) != (middle == last):  # the square grid is told from the channels
-        return middle == last
+    (first, middle, last), (height, width) = event.shape, image
+    is_map, is_map_last = middle * width == last * height, first * width == middle * height
+    if is_map != is_map_last:  # the grid has the image's proportions
+        return is_map
     path = next(name for name, module in modules.items() if module is event.module)
     while True:  # as the module, else the nearest one around it that shows
         around = list(modules[path].modules())

@@ -12,7 +12,7 @@ from torch import nn
 
 from geomkd.common.checks import check_choice, check_names
 from geomkd.network.blocks import roles_of
-from geomkd.network.calls import Event, event_at, events_of
+from geomkd.network.calls import Event, decoder_inputs, event_at, events_of
 from geomkd.network.dataflow import Dataflow
 from geomkd.network.forward import Forward, modules_by_name, unwrap
 from geomkd.network.hooks import target_of
@@ -40,7 +40,8 @@ class Layer:
         ``"head"`` (behind the head's input) or ``"named"`` (none of these; asked for by name).
     place : str
         Of tokens and sequences: ``"input"`` where there is one for each of the integer inputs,
-        else ``"grid"`` for tokens of images, ``"line"`` for all others, or under a mask what
+        ``"decoder"`` where they are made from the inputs of a decoder; else ``"grid"`` for tokens
+        of square images, ``"oblong"`` of others, ``"line"`` for all else, or under a mask what
         `geomkd.network.masks.under_mask` finds; not compared.
     order : int
         Grows with the order of execution; not compared.
@@ -203,7 +204,7 @@ def survey(
         targets = {name: target_of(name, modules) for name in names}
     roles = roles_of(events, flow, modules)
     offered = {event: role for event, role in roles.items() if event.fault is None}
-    if set(offered.values()) <= {"head_input"}:
+    if set(offered.values()) <= {"head_input", "head"}:
         offered = {}  # neither a block nor an activation tells where the head begins
     head_input = next((e for e, role in offered.items() if role == "head_input"), None)
     if names is None:
@@ -224,7 +225,14 @@ def survey(
             for name, event in at_names.items()
         }
     fed = head_input.tensor if head_input is not None and names is None else None
-    told = partial(kind_and_place, events=events, modules=modules, example_input=example_input)
+    given = set(flow.known(decoder_inputs(example_input)))
+    told = partial(
+        kind_and_place,
+        events=events,
+        modules=modules,
+        example_input=example_input,
+        decoded=lambda event: bool(given and flow.found_behind(event.tensor, given)),
+    )
     layers = [_layer(name, *found[name], fed, told) for name in names or found]
     return Survey(under_mask(model, layers, example_input, forward), sample_bytes, draws)
 

@@ -18,7 +18,9 @@ from geomkd.network.kinds import positions_first
 
 MASKS = {"attention_mask": True, "src_key_padding_mask": False}  # whether it is 0 at padding
 CLASS_TOKENS = {"cls_token", "class_token", "class_embedding"}  # as libraries name the parameter
-Masks = Tensor | tuple[Tensor | None, Tensor | None] | None  # of one batch, or of each network's
+DECODER = "decoder_attention_mask"  # beside the encoder's, of as many positions as its own inputs
+Mask = Tensor | dict[str, Tensor | None] | None  # of the inputs, or theirs and the "decoder"'s
+Masks = Mask | tuple[Mask, Mask]  # of one batch, or of each network's
 PREFIX_TOKENS = (0, 1, 2, 5)  # none, a class token, with a distillation token, with four registers
 
 
@@ -36,17 +38,34 @@ def token_mask(inputs: Any) -> Tensor | None:
     return None
 
 
-def of_both(mask: Masks) -> tuple[Tensor | None, Tensor | None]:
+def masks_in(inputs: Any) -> Mask:
+    """Find the masks of a batch: `token_mask`, and a ``decoder_attention_mask`` beside it."""
+    if not isinstance(inputs, Mapping) or inputs.get(DECODER) is None:
+        return token_mask(inputs)
+    of_decoder = token_mask({next(iter(MASKS)): inputs[DECODER]})
+    return {"input": token_mask(inputs), "decoder": of_decoder}
+
+
+def laid_on(layer: Any, mask: Mask) -> Tensor | None:
+    """Choose the mask that tells of a layer: of a decoder's, its own alone."""
+    of_decoder = layer.place == "decoder"
+    if isinstance(mask, dict):
+        return mask["decoder" if of_decoder else "input"]
+    return None if of_decoder else mask
+
+
+def of_both(mask: Masks) -> tuple[Mask, Mask]:
     """Masks of the student's inputs and of the teacher's, where they may be one."""
     return mask if isinstance(mask, tuple) else (mask, mask)
 
 
-def mask_of(layer: Any, mask: Tensor | None, x: Tensor) -> Tensor | None:
+def mask_of(layer: Any, mask: Mask, x: Tensor) -> Tensor | None:
     """Tell which positions of a layer's features are real, (B, T); None where no mask tells.
 
     Of a "stretch" of the mask's positions, as average pooling has them, one that is real will do.
     """
-    if mask is None or layer.place not in ("input", "stretch"):
+    mask = laid_on(layer, mask)
+    if mask is None or layer.place not in ("input", "stretch", "decoder"):
         return None
     here = positions_first(x, layer.kind).shape[:2]
     if layer.place == "stretch" and here[1] < mask.shape[1]:
@@ -81,13 +100,13 @@ def under_mask(
     return [replace(x, place=places[x.name]) if x.name in places else x for x in layers]
 
 
-def without_padding(x: Tensor, layer: Any, mask: Tensor | None) -> Tensor:
+def without_padding(x: Tensor, layer: Any, mask: Mask) -> Tensor:
     """Features with zeros at padded positions."""
     real = mask_of(layer, mask, x)
     return x if real is None else x.masked_fill(~positions_first(real[..., None], layer.kind), 0)
 
 
-def one_by_one(x: Tensor, layer: Any, mask: Tensor | None) -> Tensor:
+def one_by_one(x: Tensor, layer: Any, mask: Mask) -> Tensor:
     """Features with each token as a sample of its own, and none of the padding."""
     real, kind = mask_of(layer, mask, x), layer.kind
     return x if real is None else positions_first(positions_first(x, kind)[real][:, None], kind)
@@ -101,8 +120,8 @@ def prefix_of(n_tokens: int) -> int | None:
 
 def warn_of_padding(
     model: nn.Module, layers: Sequence[Any], example: Any, more: Iterable[Any], stacklevel: int
-) -> Tensor | None:
-    """Warn of padding that counts, as nothing tells it from tokens; return the example's mask.
+) -> Mask:
+    """Warn of padding that counts, as nothing tells it from tokens; return the example's masks.
 
     A layer has other positions than the mask; or there is no mask, and in ``more`` integer inputs
     the model's ``config.pad_token_id`` is at the ends of samples, and nowhere else.
@@ -110,7 +129,8 @@ def warn_of_padding(
     mask, told = token_mask(example), None
     apart = [layer.name for layer in layers if layer.place == "apart"]
     pad = getattr(getattr(unwrap(model), "config", None), "pad_token_id", None)
-    if mask is not None and apart and not mask.all():
+    masks = map(token_mask, more) if mask is not None and apart else ()
+    if any(of is not None and not of.all() for of in masks):
         told = f"layers {apart} have other positions than the {mask.shape[1]} of the mask"
     elif mask is None and pad is not None and _ids(example) is not None:
         turns = ((_ids(x) != pad).int().diff(dim=1).abs().sum(dim=1).max() for x in more)
@@ -118,7 +138,7 @@ def warn_of_padding(
             told = f"inputs end in padding (id {pad}) and no attention_mask (B, T) is with them"
     if told:
         warnings.warn(f"{told}: padded positions count as tokens", stacklevel=stacklevel + 1)
-    return mask
+    return masks_in(example)
 
 
 def check_class_token(
@@ -151,7 +171,7 @@ def check_class_token(
     for layer in tokens:
         n_tokens, prefix = layer.shape[0], prefix_of(layer.shape[0])
         shown = own & CLASS_TOKENS or (prefix and layer.place == "grid")
-        if alone.get(layer.name, prefix == 0 or not shown):
+        if alone.get(layer.name, not shown or (prefix == 0 and layer.place == "grid")):
             raise ValueError(
                 f"layer {layer.name!r}: pool='cls' needs a class token in front, which sees others;"
                 f" got {n_tokens} tokens without one: pass pool='mean', 'max' or 'last'"

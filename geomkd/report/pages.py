@@ -51,6 +51,10 @@ def page(
         What else to say by name, such as data and weights, and to warn of: what `score_layers` did.
     """
     several = isinstance(contents, Mapping)
+    if several:
+        if not contents:
+            raise ValueError("a page is of LayerScores and DistillationResult; got none of them")
+        contents = {str(name): value for name, value in contents.items()}  # such as epochs
     rows, body, level = [], _warned(notes), 2 + several
     for i, (name, value) in enumerate((contents if several else {"": contents}).items()):
         if isinstance(value, LayerScores):
@@ -113,7 +117,7 @@ def _of_scores(scores: LayerScores, name: str, by: Any, k: int) -> tuple[dict, l
     ranked_by, rule = scores.by if by == "loes" else by, getattr(by, "__name__", by)
     how, frame, ranked, chosen = scores.how, scores.frame, {}, []
     row = {"model": how.model, "layers": len(frame), "samples": how.samples}
-    cautions = ["scoring was interrupted: layers are missing"] * how.partial
+    cautions = ["scoring was interrupted: layers are missing"] * how.partial + list(how.notes)
     most = int((frame["role"] != "head").sum())
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
@@ -134,7 +138,8 @@ def _of_scores(scores: LayerScores, name: str, by: Any, k: int) -> tuple[dict, l
     frame = frame.assign(shape=[" × ".join(map(str, shape)) for shape in frame["shape"]])
     frame.insert(1, "selected", ["yes" if layer in chosen else "" for layer in frame["layer"]])
     every = frame[["layer", "selected", "depth", "kind", "shape", "dim", *scores.draws]]
-    known = {k: v for k, v in how.as_dict().items() if k not in ("subset_classes", "class_labels")}
+    told_elsewhere = ("subset_classes", "class_labels", "notes")
+    known = {k: v for k, v in how.as_dict().items() if k not in told_elsewhere}
     per_class = " to ".join(map(str, dict.fromkeys(how.samples_per_class)))
     known |= {"samples_per_class": per_class, "dataset_size": f"{how.dataset_size:.12g}"}
     known["made"] = scores.made

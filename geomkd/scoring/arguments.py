@@ -14,7 +14,7 @@ from geomkd.common.randomness import all_seeded, seed_of
 from geomkd.data.sample import Sample
 from geomkd.data.sources import can_be_read_again, to_device
 from geomkd.measures.table import LABEL_FREE, TABLE
-from geomkd.network.forward import Forward, call, first_tensor, unwrap
+from geomkd.network.forward import Forward, call, first_tensor, tried, unwrap
 from geomkd.network.pooling import check_pool
 from geomkd.scoring.plan import BATCH
 from geomkd.scoring.settings import Settings
@@ -114,10 +114,11 @@ def predicted(
     if not can_be_read_again(data):
         raise ValueError('labels="predicted" needs data of known length; got an iterable')
     every = Sample(data, sys.maxsize, seed=0, labelled=False, **keys)
-    found = []
+    found, run = [], tried
     for number, batch in enumerate(every.batches(BATCH)):
         with torch.no_grad(), all_seeded(seed_of(seed, number), device):
-            output = first_tensor(call(unwrap(model), to_device(batch, device), forward))
+            output = first_tensor(run(unwrap(model), to_device(batch, device), forward))
+        run = call
         if output.ndim != 2 or output.shape[1] < 2:
             raise ValueError(
                 f'labels="predicted" needs a model that gives (B, C) scores; got '

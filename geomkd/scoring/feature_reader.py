@@ -13,7 +13,7 @@ from geomkd.data.sample import Sample
 from geomkd.data.sources import to_device
 from geomkd.network.forward import Forward
 from geomkd.network.hooks import features_of
-from geomkd.network.masks import mask_of, token_mask
+from geomkd.network.masks import mask_of, masks_in
 from geomkd.network.pooling import pooled
 from geomkd.scoring.plan import Stored
 
@@ -60,7 +60,7 @@ class Reader:
 
         for number, batch in enumerate(self.sample.batches(batch_size, of_class=of_class)):
             inputs = to_device(batch, self.device)
-            mask = token_mask(inputs)
+            mask = masks_in(inputs)
             with all_seeded(seed_of(self.sample.seed, number), self.device):  # as in any other pass
                 counts = features_of(self.model, inputs, held, forward=self.forward, take=keep)
             row += next(iter(counts.values()))

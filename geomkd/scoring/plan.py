@@ -6,13 +6,12 @@ from collections.abc import Collection, Sequence
 from typing import NamedTuple, Self
 
 import torch
-from torch import Tensor
 
 from geomkd.common.checks import about, sums_device
 from geomkd.data.sample import Sample
 from geomkd.geometry.precision import BLOCK, COLUMNS
 from geomkd.network.layers import Layer
-from geomkd.network.masks import mask_of
+from geomkd.network.masks import Mask, laid_on, mask_of
 from geomkd.network.pooling import pooled
 
 KERNELS = 64_000_000  # bytes that the numeric libraries keep for themselves
@@ -30,9 +29,10 @@ class Stored(NamedTuple):
     device: torch.device
 
     @classmethod
-    def of(cls, layer: Layer, pool: str, mask: Tensor | None = None) -> Self:
+    def of(cls, layer: Layer, pool: str, mask: Mask = None) -> Self:
         """Tell how a layer's features are held once they are pooled, by a few samples' mask."""
-        n, device = (2, "meta") if mask is None else (len(mask), mask.device)
+        own = laid_on(layer, mask)
+        n, device = (2, "meta") if own is None else (len(own), own.device)
         form = torch.empty((), dtype=layer.dtype, device=device).expand(n, *layer.shape)
         with about(f"layer {layer.name!r}"):
             form = pooled(form, layer.kind, pool, mask_of(layer, mask, form))

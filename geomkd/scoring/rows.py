@@ -1,5 +1,6 @@
 """Rows: what a run knows of each layer; of all of them, the scores."""
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import NamedTuple
 
@@ -22,6 +23,7 @@ class Row(NamedTuple):
     draws: dict[str, list[float]]  # in the half-samples
     sweep: dict[str, list[float]]  # in the smaller samples
     gram: np.ndarray  # of the kept subset, packed; see `geomkd.geometry.principal`
+    notes: tuple[str, ...] = ()  # what was warned of
 
 
 def scores_of(rows: list[Row], settings: Settings) -> LayerScores:
@@ -41,6 +43,8 @@ def scores_of(rows: list[Row], settings: Settings) -> LayerScores:
         own, halves, smaller = np.split(table, [1, 1 + settings.subsamples], axis=1)
         values = [known | {"cka_to_last": x.item()} for known, x in zip(values, own, strict=True)]
         draws["cka_to_last"], sweep["cka_to_last"] = halves, smaller
+    notes = settings.notes + tuple(note for row in rows for note in row.notes)
+    settings = replace(settings, notes=notes)
     records = []
     for depth, (row, known) in enumerate(zip(rows, values, strict=True)):
         layer = row.stored.layer

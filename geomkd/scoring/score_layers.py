@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from statistics import geometric_mean
 from typing import Any
@@ -228,7 +228,9 @@ def score_layers(
             chosen = sorted(found.layers, key=lambda layer: layer.order)
             if pool == "cls":
                 check_class_token(model, chosen, example, forward)
-            mask = warn_of_padding(model, chosen, example, more, stacklevel=6)
+            with told_of("", stacklevel=8) as notes:
+                mask = warn_of_padding(model, chosen, example, more, stacklevel=6)
+            share.settings = replace(share.settings, notes=tuple(notes))
             stored = [Stored.of(layer, pool, mask) for layer in chosen]
             more = scored.bytes(max(s.dim for s in stored), len(stored))
             options = {"halves": subsamples > 0, "draws": found.draws, "more": more}
@@ -294,10 +296,10 @@ class _Job:
             gram = ClassGram.from_columns(
                 subset.watching(columns), classes, stored.gram_dtype, scale
             )
-            with told_of(stored.layer.name):
+            with told_of(f"layer {stored.layer.name!r}: ", stacklevel=10) as notes:
                 scored = self.measures.of(gram, subset, features, squares)
             move(work(0))
-            return Row(stored, *scored, subset.packed())
+            return Row(stored, *scored, subset.packed(), tuple(notes))
 
     def _entropy_grams(self, group: list[Stored]) -> dict[str, list[Tensor]]:
         """Gram matrix of every class's larger sample, where one was asked for."""
@@ -333,10 +335,12 @@ class _Job:
 
 
 @contextmanager
-def told_of(layer: str) -> Iterator[None]:
-    """Name the layer in every warning, and give it to the caller of `score_layers`."""
+def told_of(whose: str, stacklevel: int) -> Iterator[list[str]]:
+    """Say in every warning whose it is; give it to the caller of `score_layers`, and its words."""
+    notes: list[str] = []
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        yield
+        yield notes
     for warning in caught:
-        warnings.warn(f"layer {layer!r}: {warning.message}", warning.category, stacklevel=10)
+        notes.append(f"{whose}{warning.message}")
+        warnings.warn(notes[-1], warning.category, stacklevel=stacklevel)

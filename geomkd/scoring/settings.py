@@ -29,6 +29,7 @@ class Settings:
     partial: bool = False
     protocol: str | None = None  # "paper": all of the published sampling
     class_labels: tuple[int, ...] = ()  # what each class index stands for; of old files unknown
+    notes: tuple[str, ...] = ()  # what was warned of: padding that counts, rows of zeros, ...
 
     @classmethod
     def of(cls, known: Mapping[str, Any]) -> Self:

@@ -22,7 +22,7 @@ from geomkd.measures import similarity as alike
 from geomkd.network.forward import Forward, evaluating, on_device, unwrap
 from geomkd.network.hooks import features_of
 from geomkd.network.layers import Layer, survey
-from geomkd.network.masks import check_class_token, mask_of, token_mask, warn_of_padding
+from geomkd.network.masks import check_class_token, mask_of, masks_in, warn_of_padding
 from geomkd.network.pooling import check_pool, pooled
 from geomkd.scoring.arguments import example_of
 
@@ -266,7 +266,7 @@ class _Side:
                 return alike.triangle_of(x, scale)
 
         inputs = to_device(batch, self.device)
-        mask = token_mask(inputs)
+        mask = masks_in(inputs)
         with all_seeded(seed, self.device):
             return features_of(self.model, inputs, names, forward=self.forward, take=take)
 

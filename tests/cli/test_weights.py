@@ -218,3 +218,32 @@ def test_distill_keeps_names_and_makes_files_absolute(tmp_path, monkeypatch):
 
 def test_a_backbone_is_not_downloaded(cache):
     assert load_model("torchvision:deeplabv3_mobilenet_v3_large").transform is None
+
+
+def test_published_weights_are_read_by_torchvisions_own_loader(cache):
+    """It may build another network than without weights, and read names of older files."""
+    published = models.GoogLeNet_Weights.IMAGENET1K_V1
+    torch.save(
+        models.googlenet(init_weights=False).state_dict(), cache / pathlib.Path(published.url).name
+    )
+    model = load_model("torchvision:googlenet", weights="DEFAULT").model
+    assert model.transform_input and model.aux1 is None
+
+
+def test_published_weights_of_another_shape(cache):
+    published = models.SqueezeNet1_1_Weights.IMAGENET1K_V1
+    torch.save(
+        models.squeezenet1_1(num_classes=5).state_dict(), cache / pathlib.Path(published.url).name
+    )
+    with pytest.raises(ValueError, match=r"^DEFAULT does not fit squeezenet1_1: .*size mismatch"):
+        load_model(NAME, weights="DEFAULT")
+
+
+def test_versions_of_modules_are_kept(tmp_path):
+    state = models.mnasnet0_5(num_classes=5).state_dict()
+    torch.save(state, tmp_path / "w.pth")
+    found = load_model("torchvision:mnasnet0_5", weights=tmp_path / "w.pth").model.state_dict()
+    assert torch.equal(found["classifier.1.weight"], state["classifier.1.weight"])
+    torch.save(dict(state), tmp_path / "w.pth")
+    with pytest.raises(ValueError, match=r"w.pth does not fit .*mnasnet0_5: version should be set"):
+        load_model("torchvision:mnasnet0_5", weights=tmp_path / "w.pth")

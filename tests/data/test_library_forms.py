@@ -155,6 +155,25 @@ def test_uint8_images_are_told_to_be_normalised(images):
         distill(model, None, (raw, y), objective="ce", progress=False)
 
 
+def test_uint8_images_that_a_model_takes_as_they_are():
+    class Casting(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.act, self.head = nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Linear(144, 3)
+
+        def forward(self, x):
+            return self.head(self.act(self.conv(x.float())).flatten(1))
+
+    raw = torch.randint(0, 256, (24, 3, 8, 8), dtype=torch.uint8, generator=GENERATOR)
+    model, options = seeded_model(Casting), {"subsamples": 0, "progress": False}
+    with pytest.warns(UserWarning, match="takes 0 ... 255 as they are: .*normalise them as"):
+        score_layers(model, (raw, Y[:24]), **options)
+    score_layers(model, (raw, Y[:24]), forward=lambda m, x: m(x), **options)  # no word
+    plain = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3))
+    with pytest.raises(ValueError, match="normalise them as the model was trained"):
+        score_layers(plain, (raw, Y[:24]), labels="predicted", **options)
+
+
 def test_a_model_that_scales_uint8_itself_gets_it():
     class Scaling(nn.Module):
         def __init__(self):

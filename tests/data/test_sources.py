@@ -296,3 +296,11 @@ def test_to_device_keeps_structure():
     moved = to_device(value, torch.device("meta"))
     assert isinstance(moved, Pair) and moved.x.is_meta and moved.rest["a"][0].is_meta
     assert moved.rest["a"][1] == "text" and moved.rest["b"] == (None,)
+
+
+@pytest.mark.parametrize("n_labels", [2, 8])
+def test_batches_of_an_iterable_have_as_many_labels_as_inputs(n_labels):
+    source = source_of(iter([(torch.zeros(4, 3), torch.arange(n_labels))]))
+    text = rf"^a batch has as many labels as inputs; got {n_labels} and \[\(4, 3\)\]$"
+    with pytest.raises(ValueError, match=text):
+        list(source)

@@ -1,5 +1,7 @@
 """Projectors against plain numpy, and principal components against scikit-learn."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -59,6 +61,19 @@ def test_neighbours_of_tokens_are_those_of_the_square_grid(kind):
     grid = x[:, 1:].transpose(1, 2).reshape(3, 4, 3, 3).numpy()
     np.testing.assert_allclose(found.detach(), projected(grid, kind, weights_of(projector)))
     assert torch.equal(target, t[:, 1:].transpose(1, 2).reshape(3, 6, 3, 3))
+
+
+def test_tokens_of_images_that_are_not_square():
+    """Token by token, or as their mean; on no grid, which is not known."""
+    student, teacher = (replace(layer("tokens", 16, n), place="oblong") for n in (4, 6))
+    projected, target = Projector(student, teacher)(features(student), features(teacher))
+    assert projected.shape == target.shape == (3, 6, 16, 1)
+    x = features(teacher)
+    _, target = Projector(layer("vector", 4), teacher)(features(layer("vector", 4)), x)
+    torch.testing.assert_close(target, x.mean(dim=1)[:, :, None, None])
+    for other, kind in ((layer("map", 4, 2, 8), "linear"), (student, "mlp")):
+        with pytest.raises(ValueError, match=r"only tokens of square images have a grid .* 16 tok"):
+            Projector(other, teacher, kind=kind)
 
 
 def test_maps_are_pooled_then_projected_by_a_1x1_convolution():

@@ -95,3 +95,36 @@ def test_tokens_of_images_lie_on_a_grid():
     assert told(model[2:], signals, "2") == [("tokens", "line")]
     assert [on_line(Layer("x", "tokens", (4, 4), place=p)) for p in ("grid", "line")] == [0, 1]
     assert on_line(Layer("x", "sequence", (4, 4))) and not on_line(Layer("x", "vector", (4,)))
+
+
+@pytest.mark.parametrize("images", [(1, 8, 12), (8, 12)])
+def test_maps_of_images_that_are_not_square(images):
+    """As many channels as rows, or a grid of as many rows as columns, is no square."""
+
+    class Unit(nn.Module):
+        def __init__(self, *convolution, **options):
+            super().__init__()
+            self.conv, self.act = nn.Conv2d(*convolution, **options), nn.ReLU()
+
+        def forward(self, x):
+            return self.act(self.conv(x if x.ndim == 4 else x[:, None]))
+
+    model = nn.Sequential(Unit(1, 8, 3, padding=1), Unit(8, 2, 4, stride=4))
+    x = torch.zeros(3, *images)
+    assert told(model, x, "0", "0.act", "1") == [("map", "grid")] * 3
+    shapes = [layer.shape for layer in describe_layers(model, ["0", "1"], x)]
+    assert shapes == [(8, 8, 12), (2, 2, 3)]
+
+
+def test_maps_with_channels_last_of_images_that_are_not_square():
+    model = nn.Sequential(nn.Linear(3, 12), nn.Conv2d(8, 8, 1))
+    assert told(model, torch.zeros(3, 8, 12, 3), "0") == [("map_last", "grid")]
+    # Neither 1 nor 3 channels: the modules tell.
+    assert told(nn.Sequential(nn.Linear(5, 5)), torch.zeros(3, 8, 12, 5), "0")[0][0] == "map_last"
+    assert told(nn.Sequential(nn.Conv2d(5, 5, 1)), torch.zeros(3, 5, 8, 12), "0")[0][0] == "map"
+
+
+def test_tokens_of_images_that_are_not_square_are_on_no_grid_that_is_known():
+    model = nn.Sequential(nn.Conv2d(3, 4, 4, 4), nn.Flatten(2), nn.Linear(16, 16))
+    (layer,) = describe_layers(model, ["2"], torch.zeros(3, 3, 8, 32))
+    assert (layer.kind, layer.place, on_line(layer)) == ("tokens", "oblong", False)

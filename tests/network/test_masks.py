@@ -9,7 +9,7 @@ from torch import nn
 
 from geomkd.network.forward import evaluating
 from geomkd.network.layers import Layer, candidate_layers, describe_layers
-from geomkd.network.masks import check_class_token, mask_of, prefix_of, token_mask
+from geomkd.network.masks import check_class_token, mask_of, masks_in, prefix_of, token_mask
 
 REAL = torch.tensor([[1, 1, 0], [1, 0, 0]]) > 0
 
@@ -45,11 +45,23 @@ def test_a_mask_speaks_of_the_inputs_positions_alone():
     x = torch.zeros(2, 3, 5)
     assert mask_of(Layer("x", "tokens", (3, 5), place="input"), REAL, x) is REAL
     assert mask_of(Layer("x", "sequence", (5, 3), place="input"), REAL, x.transpose(1, 2)) is REAL
-    for place in ("grid", "line"):
+    for place in ("grid", "line", "decoder"):
         assert mask_of(Layer("x", "tokens", (3, 5), place=place), REAL, x) is None
     text = "expected positions as in the mask, (2, 3); got torch.Size([2, 4, 5])"
     with pytest.raises(ValueError, match=re.escape(text)):
         mask_of(Layer("x", "tokens", (3, 5), place="input"), REAL, torch.zeros(2, 4, 5))
+
+
+def test_a_decoder_has_a_mask_of_its_own():
+    other, x = torch.tensor([[1, 1], [1, 0]]), torch.zeros(2, 2, 5)
+    decoder = Layer("x", "tokens", (2, 5), place="decoder")
+    masks = masks_in({"attention_mask": REAL, "decoder_attention_mask": other})
+    assert torch.equal(mask_of(decoder, masks, x), other > 0)
+    assert (
+        mask_of(Layer("x", "tokens", (3, 5), place="input"), masks, torch.zeros(2, 3, 5))
+        is not None
+    )
+    assert masks_in({"attention_mask": REAL}) is not None and mask_of(decoder, REAL, x) is None
 
 
 def test_tokens_in_front_of_a_square():

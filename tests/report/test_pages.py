@@ -2,6 +2,7 @@
 
 import re
 import warnings
+from collections import OrderedDict
 from dataclasses import replace
 
 import matplotlib
@@ -11,11 +12,14 @@ import pytest
 from pages import NASTY, Read, many, scored, trained
 from scored import jumping, made, measured, swept
 from small import blobs, run_mlp
+from torch import nn
 
+from geomkd import score_layers
 from geomkd.common import files
 from geomkd.measures.table import TABLE
 from geomkd.report import page
 from geomkd.report.pages import meaning
+from geomkd.scoring.layer_scores import LayerScores
 from geomkd.scoring.ranking import sqrt_si
 
 
@@ -346,3 +350,24 @@ def test_of_anything_else_there_is_no_page(contents, tmp_path):
 def test_a_column_that_is_not_there(tmp_path):
     with pytest.raises(ValueError, match="by= must be a function or one of"):
         made().to_html(tmp_path / "page.html", by="beauty")
+
+
+def test_what_was_warned_of_while_scoring_is_on_the_page(tmp_path):
+    x, y = blobs(90)
+    x[:5] = 0
+    model = nn.Sequential(OrderedDict(act=nn.ReLU(), head=nn.Linear(6, 3)))
+    with pytest.warns(UserWarning, match="5 of 90 feature rows are zero"):
+        scores = score_layers(model, (x, y), ["act"], subsamples=5, progress=False)
+    scores.save(tmp_path / "scores.npz")
+    for told in (scores, LayerScores.load(tmp_path / "scores.npz")):
+        items = Read(written(told, tmp_path)).texts("li")
+        assert [item for item in items if "layer 'act': 5 of 90 feature rows are zero" in item]
+    text = written({"a": scores, "b": made()}, tmp_path)
+    assert "feature rows are zero" in text
+
+
+def test_names_of_a_page_may_be_epochs_and_none_is_refused(tmp_path):
+    headings = Read(written({10: made(), 20: made()}, tmp_path)).texts("h2")
+    assert [text for text in headings if text in ("10", "20")] == ["10", "20"]
+    with pytest.raises(ValueError, match="got none of them"):
+        written({}, tmp_path)

@@ -79,6 +79,7 @@ def test_settings_say_how(scores):
         "partial": False,
         "protocol": None,
         "class_labels": [0, 1, 2, 3],
+        "notes": [],
     }
     assert scores.settings == expected and list(scores.settings) == list(expected)
     assert json.loads(json.dumps(scores.settings)) == expected

@@ -7,6 +7,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from small import seeded_model
 from texts import CLASSES, bert, gpt, loader, padded, texts
 from torch.utils.data import DataLoader
 
@@ -208,3 +209,50 @@ def test_a_sequence_is_pooled_over_time():
     for pool, by_channel in (("mean", f.mean(2)), ("max", f.amax(2)), ("last", f[:, :, -1])):
         (found,) = quality(model, (x, y), ["1"], pool)
         assert math.isclose(found, knowledge_quality(by_channel, y).quality, rel_tol=1e-5)
+
+
+def t5():
+    transformers = pytest.importorskip("transformers")
+    config = transformers.T5Config(
+        d_model=8, d_kv=4, d_ff=16, num_layers=2, num_heads=2, vocab_size=40,
+        decoder_start_token_id=0, dropout_rate=0.0,
+    )  # fmt: skip
+    return seeded_model(lambda: transformers.T5Model(config))
+
+
+@pytest.mark.parametrize("width", [24, 30])
+def test_a_decoder_goes_by_its_own_mask(width):
+    """Whatever stands where its texts are padded, in as many positions as the encoder's or not."""
+    items, names = texts(), ["encoder.block.1", "decoder.block.0", "decoder.block.1"]
+    batch, other = padded(items, width=24), padded(items[::-1], width=width)
+    labels, real = batch.pop("labels"), other["attention_mask"]
+    found = []
+    for filler in (0, 7):
+        ids = other["input_ids"].masked_fill(real == 0, filler)
+        inputs = batch | {"decoder_input_ids": ids, "decoder_attention_mask": real}
+        found.append(quality(t5(), (inputs, labels), names, "mean"))
+    assert found[0] == pytest.approx(found[1], abs=1e-5)
+    without = {key: value for key, value in inputs.items() if key != "decoder_attention_mask"}
+    alone = quality(t5(), (without, labels), names, "mean")  # all of its positions count
+    assert alone[0] == pytest.approx(found[0][0], abs=1e-5)
+    assert alone[2] != pytest.approx(found[0][2], abs=1e-3)
+
+
+def test_padding_that_counts_is_warned_of_wherever_it_is():
+    """The first samples, of which shapes are known, are full; the layer has twice the positions."""
+
+    class Twice(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.wide, self.act = torch.nn.Linear(4, 4), torch.nn.ReLU()
+
+        def forward(self, x, attention_mask):
+            return self.act(self.wide(x.repeat_interleave(2, 1)))
+
+    x, mask = torch.randn(60, 5, 4), torch.ones(60, 5)
+    mask[40:, 3:] = 0
+    data = {"x": x, "attention_mask": mask}, torch.arange(60) % 2
+    text = r"^layers \['act'\] have other positions than the 5 of the mask: padded positions count"
+    with pytest.warns(UserWarning, match=text):
+        scores = score_layers(Twice(), data, ["act"], pool="mean", subsamples=0, progress=False)
+    assert [note for note in scores.settings["notes"] if re.match(text, note)]

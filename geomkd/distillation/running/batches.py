@@ -12,7 +12,7 @@ from geomkd.common.randomness import HostDraws, seed_of
 from geomkd.data.sources import Items, Tensors, source_of, split, to_device
 from geomkd.distillation.running.order import Order
 from geomkd.network.forward import first_tensor
-from geomkd.network.masks import Masks, token_mask
+from geomkd.network.masks import Masks, masks_in
 
 EXAMPLES = 4  # samples of the batch that tells shapes before training
 SPREAD = 512  # samples that principal components are fitted on
@@ -27,7 +27,7 @@ def part_of(inputs: Any, network: str) -> Any:
 def masks_of(inputs: Any) -> Masks:
     """Mask of a batch, or of the student's part and of the teacher's where each has one."""
     parts = [part_of(inputs, network) for network in ("student", "teacher")]
-    return token_mask(inputs) if parts[0] is inputs else tuple(map(token_mask, parts))
+    return masks_in(inputs) if parts[0] is inputs else tuple(map(masks_in, parts))
 
 
 class Batch(NamedTuple):

@@ -28,7 +28,7 @@ from geomkd.network.forward import (
 )
 from geomkd.network.hooks import features_of, has_layer
 from geomkd.network.layers import Layer, describe_layers
-from geomkd.network.masks import one_by_one, token_mask, warn_of_padding
+from geomkd.network.masks import masks_in, one_by_one, warn_of_padding
 
 Pairs = list[tuple[str, str]]
 ATTRIBUTES = ("name", "uses_features", "uses_teacher_logits", "detaches_head")
@@ -211,7 +211,7 @@ def _asked_once(
         parts, names = [], [layer.name for layer in layers]
         with evaluating(teacher):
             for x in (part_of(x, "teacher") for x in samples()):
-                found, mask = features_of(teacher, x, names, forward=forward), token_mask(x)
+                found, mask = features_of(teacher, x, names, forward=forward), masks_in(x)
                 parts.append([one_by_one(found[layer.name], layer, mask) for layer in layers])
         return [torch.cat(part) for part in zip(*parts, strict=True)]
 
