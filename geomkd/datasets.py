@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 __all__ = ["ImageArrays", "Split", "digits", "load_folder", "load_idx", "load_npz", "open_dataset"]
 
 _IDX_PREFIXES = {"train": ("train",), "test": ("t10k", "test")}
-_SPLIT_NAMES = {"train", "val", "valid", "validation", "test"}
+_SPLIT_NAMES = {"train", "training", "test", "testing"}
+_SPLIT_NAMES |= {"val", "valid", "validation", "dev", "eval"}
 
 
 class Split(NamedTuple):

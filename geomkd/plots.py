@@ -29,7 +29,8 @@ NAMES = {"rotation": 55, "ha": "right", "rotation_mode": "anchor", "fontsize": 8
 MOST = 6  # curves on one Axes
 LAYERS = "layer, in order of execution"
 X = {"depth": f"number of the {LAYERS}", "relative depth": "relative depth (0 first layer, 1 last)"}
-ALIKE = ("samples", "classes", "definition", "pool", "entropy_per_class", "dataset_size", "labels")
+ALIKE = ("samples", "classes", "definition", "pool", "center", "labels")
+ALIKE += ("entropy_per_class", "dataset_size")
 
 
 def _axes(ax: Axes | None, width: float, height: float, *, grid: str | None = None) -> Axes:

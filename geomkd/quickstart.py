@@ -21,7 +21,13 @@ from torch import Tensor, nn
 
 from geomkd.common.checks import check_int
 from geomkd.common.randomness import seeded
-from geomkd.common.results_folder import machine, new_folder, write_frame, write_json, write_picture
+from geomkd.common.results_folder import (
+    filled_folder,
+    machine,
+    write_frame,
+    write_json,
+    write_picture,
+)
 from geomkd.datasets import digits
 from geomkd.distillation import DistillationResult, distill
 from geomkd.distillation.pairing import evenly_spaced, pair_layers
@@ -141,11 +147,11 @@ def quickstart(
     check_int(seeds, "seeds", least=1)
     check_int(epochs, "epochs", least=1)
     started = time.perf_counter()
-    folder = new_folder(folder, "geomkd-quickstart")
-    with one_thread():  # networks this small gain nothing from more, and numbers stay the same
-        scores, layers, taught, runs = _trained(seed, seeds, epochs, say, progress)
-    seconds = time.perf_counter() - started
-    return _written(folder, scores, layers, taught, runs, seconds)
+    with filled_folder(folder, "geomkd-quickstart") as folder:
+        with one_thread():  # networks this small gain nothing from more, and numbers stay the same
+            scores, layers, taught, runs = _trained(seed, seeds, epochs, say, progress)
+        seconds = time.perf_counter() - started
+        return _written(folder, scores, layers, taught, runs, seconds)
 
 
 def _trained(
@@ -160,6 +166,8 @@ def _trained(
     say(f"   test accuracy {taught.accuracy:.1%} of {len(test[0])}")
     say("2. scores of its layers, on the training images")
     scores = score_layers(teacher, train, seed=seed, progress=progress)
+    if scores.settings["partial"]:
+        raise KeyboardInterrupt
     layers = chosen_layers(scores)
     told = f"{len(METHODS)} methods x {seeds} seeds, {epochs} epochs on {len(few[0])} digits"
     say(f"3. students: {told}")

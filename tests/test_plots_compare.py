@@ -211,3 +211,8 @@ def test_epochs_are_whole_numbers(epochs):
     ticks = [tick for tick in ax.get_xticks() if ax.get_xlim()[0] <= tick <= ax.get_xlim()[1]]
     assert ticks and all(float(tick).is_integer() for tick in ticks) and not clipped(ax)
     assert legend_of(ax) == ["train", "teacher (0.900)", "loss"]
+
+
+def test_scores_about_other_origins_are_told_apart():
+    with pytest.warns(UserWarning, match="the scores differ in center: True, False"):
+        compare({"a": made(), "b": made(center=False)})

@@ -178,6 +178,8 @@ def _kept_scores(
 def _scores_in(path: str, teacher: nn.Module, example: Any) -> LayerScores:
     """Scores of a file; ``ValueError`` where they are not of the teacher's layers."""
     scores = LayerScores.load(path)
+    if scores.settings["partial"]:
+        raise ValueError(f"{path} is of a scoring that was interrupted: layers are missing")
     frame = scores.to_frame()
     with about(f"{path} has scores of another network"):
         for i, layer in enumerate(describe_layers(teacher, frame["layer"], example)):

@@ -55,6 +55,8 @@ def load_inputs(options: argparse.Namespace, *, needs_teacher: bool) -> Inputs:
     val, validation, ours = None, None, _class_names(train)
     if options.val_data is not None or options.val_split is not None:
         validation = options.val_data or options.data
+        if (validation, options.val_split or "train") == (options.data, options.split or "train"):
+            raise ValueError("--val-data are the training data; --val-split names other arrays")
         how |= {"split": options.val_split, "option": "val-split"}
         val, _ = load_data(validation, source, **how)
         validation += f" ({options.val_split})" if options.val_split is not None else ""

@@ -161,15 +161,15 @@ def _hugging_face(name: str) -> Door:
     written, kind = (config.architectures or [""])[0], transformers.AutoModel
     for task in ("Audio", "Sequence", "Image"):
         other = getattr(transformers, f"AutoModelFor{task}Classification")
-        fits = written.endswith(f"For{task}Classification")
-        kind = other if fits or (not written and type(config) in other._model_mapping) else kind
+        known = other._model_mapping.get(type(config), None)  # a class, or several
+        kind = other if known is not None and written in str(known) else kind
 
     def build(n_classes: int | None) -> nn.Module:
         config.num_labels = n_classes or config.num_labels
         return kind.from_config(config, trust_remote_code=False).float()
 
     def transform() -> Any:
-        if _file(name, "preprocessor_config.json") is None:
+        if len(shape or ()) != 3 or _file(name, "preprocessor_config.json") is None:
             return None
         processor = transformers.AutoImageProcessor.from_pretrained(name, **LOCAL)
 

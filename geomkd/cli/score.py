@@ -5,15 +5,17 @@ from __future__ import annotations
 import argparse
 import warnings
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from geomkd.cli.inputs import check_takes_images, load_data, of_images
 from geomkd.cli.models import load_model
 from geomkd.cli.parser import options_of
+from geomkd.common.distributed import world
 from geomkd.common.results_folder import (
     check_new,
+    filled_folder,
     machine,
-    new_folder,
     write_frame,
     write_json,
     write_picture,
@@ -30,22 +32,34 @@ if TYPE_CHECKING:
 def scored(options: argparse.Namespace, say: Callable[[str], Any]) -> None:
     """Score the layers of a network and write what came out; ``say`` takes each line of text."""
     check_by(options.by, columns_of(named(options.measures)))
-    check_new(options.out)
+    say = say if world().is_first else lambda text: None
+    if world().is_first:
+        check_new(options.out)
     how = {"weights": options.weights, "seed": options.seed}
     loaded = of_images("model", options.model, load_model(options.model, **how))
     data, images = load_data(options.data, loaded, **options_of(load_data, options))
     check_takes_images(f"--model {options.model}", loaded, data)
     say(f"model: {loaded.story}\ndata: {options.data}, {len(data)} images\nimages: {images}")
     inputs = {"model": loaded.model, "data": data, "progress": not options.quiet}
+    inputs = options_of(score_layers, options) | inputs
+    if world().is_first:  # the others lend a hand
+        with filled_folder(options.out, "geomkd-scores") as folder:
+            _write(folder, options, inputs, {"model": loaded.story, "images": images}, say)
+    else:
+        score_layers(**inputs)
+
+
+def _write(
+    folder: Path, options: argparse.Namespace, inputs: dict, about: dict, say: Callable[[str], Any]
+) -> None:
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always", UserWarning)
-        scores = score_layers(**options_of(score_layers, options) | inputs)
+        scores = score_layers(**inputs)
         name = options.by or scores.by
         by = RULES.get(name, name)
         ranked = scores.by if by == "loes" else by
         before_head = int((scores.to_frame()["role"] != "head").sum())
         selected = scores.select(min(options.k, before_head), by=by)
-        folder = new_folder(options.out, "geomkd-scores")
         scores.save(folder / "scores.npz")  # first: a layer without a score has no rank
         write_frame(folder / "layers.csv", scores.to_frame())
         ranks = scores.rank(by=ranked)
@@ -56,7 +70,7 @@ def scored(options: argparse.Namespace, say: Callable[[str], Any]) -> None:
         write_picture(folder / "sweep.png", scores.plot_sweep(by=ranked))
         wrote.append("sweep.png")
     write_picture(folder / "layers.png", scores.plot(k=len(selected), by=by))
-    about = {"model": loaded.story, "data": str(options.data), "images": images}
+    about = {"model": about["model"], "data": str(options.data), "images": about["images"]}
     if options.report:
         made = {"about": about | machine(), "notes": notes}
         scores.to_html(folder / "report.html", by=by, k=len(selected), **made)
@@ -69,6 +83,8 @@ def scored(options: argparse.Namespace, say: Callable[[str], Any]) -> None:
         say(f"note: {note}")
     say(f"selected by {name}: {', '.join(selected)}")
     say(f"wrote {', '.join(wrote)} and summary.json to {folder}")
+    if scores.settings["partial"]:  # of the layers that were done
+        raise KeyboardInterrupt
 
 
 def check_by(by: str | None, columns: Sequence[str]) -> None:

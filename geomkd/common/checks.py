@@ -1,5 +1,6 @@
 """Every check of input, and its wording: what was expected, what came, where."""
 
+import mmap
 import numbers
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
@@ -38,6 +39,9 @@ def as_tensor(value: Any, name: str) -> Tensor:
             raise TypeError(
                 f"{name} must hold numbers torch knows; got a NumPy array of dtype {value.dtype}"
             )
+        if isinstance(value, np.memmap) and value.mode == "r" and isinstance(value.base, mmap.mmap):
+            order = "F" if value.flags.fnc else "C"  # copy on write: nothing is read yet
+            value = np.memmap(value.filename, value.dtype, "c", value.offset, value.shape, order)
         native = np.ascontiguousarray(value, dtype=value.dtype.newbyteorder("="))
         return torch.from_numpy(native if native.flags.writeable else native.copy())
     if isinstance(value, Tensor):

@@ -3,7 +3,8 @@
 import json
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,17 @@ def new_folder(folder: str | os.PathLike | None, stem: str) -> Path:
             return Path(f"{stem}-{number}")
         except FileExistsError:
             number += 1
+
+
+@contextmanager
+def filled_folder(folder: str | os.PathLike | None, stem: str) -> Iterator[Path]:
+    """`new_folder`, which is gone again where nothing came into it."""
+    made = new_folder(folder, stem)
+    try:
+        yield made
+    finally:
+        with suppress(OSError):  # it holds something
+            made.rmdir()
 
 
 def check_new(folder: str | os.PathLike | None) -> None:

@@ -18,7 +18,7 @@ from geomkd.network.forward import (
     replace_first_tensor,
     unwrap,
 )
-from geomkd.network.hooks import target_of
+from geomkd.network.hooks import as_written, target_of
 from geomkd.network.layers import Layer
 
 
@@ -41,28 +41,24 @@ def tapped(
     features come with their graph; each new call of the student empties them first. The hooks are
     plain enough for ``torch.compile``.
     """
-    features: dict[str, Tensor] = {}
-    calls: dict[str, int] = {}
+    features: dict[Any, Any] = {}  # and, of each hook, how often it was called
 
     def restart(module: nn.Module, args: tuple) -> None:
         features.clear()
-        for key in calls:
-            calls[key] = 0
 
     handles = [student.register_forward_pre_hook(restart)]
     modules = modules_by_name(student)
 
     def hook(name: str, act: Callable[[Any], Any]) -> None:
         module, is_input, number = target_of(name, modules)
-        key = f"{len(handles)} {name}"
-        calls[key] = 0
+        key = len(handles), name
 
         def at_call(_: nn.Module, *values: Any) -> Any:
             if not torch.is_grad_enabled():  # validation
                 return None
-            calls[key] += 1
+            features[key] = features.get(key, 0) + 1
             value = values if is_input else values[-1]  # arguments, or arguments and output
-            return act(value) if calls[key] == (number or 1) else None
+            return act(value) if features[key] == (number or 1) else None
 
         if is_input:
             handles.append(module.register_forward_pre_hook(at_call, with_kwargs=True))
@@ -94,7 +90,7 @@ def student_outputs(
 ) -> tuple[dict[str, Tensor], Tensor]:
     """Live features of the named layers, as in `tapped`, and the logits of one batch."""
     root = unwrap(student)
-    with tapped(root, names, cut=cut) as features:
+    with as_written(), tapped(root, names, cut=cut) as features:
         logits = first_tensor(call(root, inputs, forward))
     return dict(zip(names, taken(features, names), strict=True)), logits
 

@@ -170,7 +170,8 @@ def distill(
         An argument of another type than these.
     ValueError
         Before any training: data, labels, pairs or models that do not fit together; a student in
-        which a path from backbone to logits avoids the last paired layer; a checkpoint of another
+        which a path from backbone to logits avoids the last paired layer (in evaluation mode, where
+        it is looked for); train and val with classes of other names; a checkpoint of another
         run (the message names what differs).
     RuntimeError
         During training: a loss that is NaN or infinite.
@@ -242,6 +243,7 @@ def distill(
         networks = join(student, teacher, objective, pairs, train.example(), **options)
         for batches in filter(None, (train, val)):
             batches.check_labels(networks.n_classes)
+            batches.check_numbered_as(train)
         options = {"cache_dir": cache_dir, "cache_dtype": cache_dtype, "augment": augment}
         options |= {"autocast": autocast, "precision": precision, "progress": progress}
         ask_teacher = teacher_of(networks, train, **options)

@@ -80,7 +80,7 @@ class ClassSums:
         """Add (n, width) columns of the features: a pure reduction, nothing is checked."""
         order, class_of, _, blocks = self.rows
         self.dim += piece.shape[1]
-        centred = piece.index_select(0, order)
+        centred = piece.index_select(0, order).to(self.dtype)
         largest = torch.linalg.vector_norm(centred, float("inf"), dim=1).double()
         self.largest = torch.maximum(self.largest, largest)
         means = self.sizes.new_zeros(len(self.sizes), piece.shape[1])

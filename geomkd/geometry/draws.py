@@ -134,20 +134,23 @@ def balanced(orders: list[Tensor], samples: int) -> Tensor:
     return torch.cat([rows[:share] for rows in orders]).sort().values
 
 
-def parts_of(index: Tensor, subsamples: int, sweep: Sequence[int], seed: int) -> list[Tensor]:
+def parts_of(
+    index: Tensor, subsamples: int, sweep: Sequence[int], seed: int
+) -> list[Tensor | None]:
     """Places in the subset, rising, of all of it, its half-samples, its smaller samples.
 
-    ``index`` is the class of each sample of the subset. Of a size in ``sweep`` that it has not, all
-    of it serves.
+    ``index`` is the class of each sample of the subset. None stands for half-samples that are all
+    of it, of two samples a class, and for sizes in ``sweep`` that it has not: they tell nothing.
     """
     device, sizes = index.device, index.bincount().tolist()
     parts = [torch.arange(len(index), device=device)]
     if subsamples:
         order = torch.argsort(index, stable=True)
         drawn = Draws.halves(sizes, subsamples, seed, device)
-        parts += [order[member].sort().values for member in drawn.member.T]
-    orders = nested(index, sizes, seed)
-    smaller = (balanced(orders, samples) if samples < len(index) else parts[0] for samples in sweep)
+        halves = (order[member].sort().values for member in drawn.member.T)
+        parts += [half if len(half) < len(index) else None for half in halves]
+    orders, whole = nested(index, sizes, seed), {len(index): parts[0]}
+    smaller = (balanced(orders, size) if size < len(index) else whole.get(size) for size in sweep)
     return [*parts, *smaller]
 
 
@@ -165,8 +168,8 @@ class SampleDraws:
         Whether a sorted row is in a draw.
     rows : Tensor, shape (m,)
         The subset whose Gram matrix is kept, rising, at most 1,000 samples.
-    parts : list of Tensor
-        Places in the subset of every draw.
+    parts : list of Tensor or None
+        Places in the subset of every draw, see `parts_of`.
     """
 
     index: Tensor  # (n,) class of each sample, as they come

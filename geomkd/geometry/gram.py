@@ -117,7 +117,9 @@ class ClassGram:
             del sums
             sums, read = ClassSums.over(scaled, classes, dtype), scaled
         gram = cls(sums, read, scale * more)
-        gram._measure_near_rows()
+        if gram._measure_near_rows() > _MOST_NEAR and dtype is torch.float32:
+            del sums, gram  # too many to measure one by one
+            return cls.from_columns(read, classes, torch.float64, scale * more)
         return gram
 
     # ---- reading --------------------------------------------------------------------------------
@@ -245,24 +247,27 @@ class ClassGram:
 
     # ---- where the Gram matrix cancels ----------------------------------------------------------
 
-    def _measure_near_rows(self) -> None:
+    def _measure_near_rows(self) -> int:
         """Measure again the rows near the origin or the mean, whose cosines cancellation spoils.
 
         ``c_i.c_j`` is off by a share of ``|c_i||c_j|``, which may exceed ``|x_i||x_j|``. At most
-        256 rows, of n products in float64 each; costs two more readings of the columns.
+        256 rows, of n products in float64 each; costs two more readings of the columns. Returns how
+        many there are; where they are more, in float32 nothing is measured.
         """
         raw_sq = self.raw_sq.masked_fill(self.zero_rows, torch.inf)  # cosine 0 as it is
         share = torch.minimum(raw_sq, self.centred_sq) / self.residual_sq
         share.masked_fill_(self.residual_sq == 0, torch.inf)
-        rows = share.argsort()[: int((share < _NEAR).sum().clamp(max=_MOST_NEAR))]
-        if not len(rows):
-            return
+        count = int((share < _NEAR).sum())
+        if not count or (count > _MOST_NEAR and self.dtype is torch.float32):
+            return count
+        rows = share.argsort()[: min(count, _MOST_NEAR)]
         tables = {}
         for raw, norms in ((False, self.centred_sq), (True, self.raw_sq)):
             dots, _ = exact_dots(self.columns, self.order[rows], self.n, raw=raw)
             tables[raw] = dots[:, self.order]
             norms[rows] = tables[raw].gather(1, rows.unsqueeze(1)).squeeze(1)
         self._near = rows.tolist(), tables
+        return count
 
     def _with_near_rows(self, dots: Tensor, rows: slice, cols: slice, raw: bool) -> Tensor:
         if self._near is not None:

@@ -152,7 +152,8 @@ class SubsetGram:
         """Upper triangle of the Gram matrix, float32: what is kept of a layer; 0 if rows equal."""
         i, j = torch.triu_indices(*self.gram.shape, device=self.gram.device)
         varies = self.gram.trace() > ZERO_VARIANCE * self._raw_sq().sum()
-        return torch.where(varies, self.gram[i, j], 0.0).float().cpu().numpy()
+        kept = self.gram[i, j] * scale_of(self.gram, beyond=100)  # as float32 may not hold it
+        return torch.where(varies, kept, 0.0).float().cpu().numpy()
 
     def _raw_sq(self) -> Tensor:
         """Squared norms of the rows as they are, (m,)."""

@@ -28,7 +28,8 @@ class WithNull(NamedTuple):
         Mean of the R scores of permuted labels, and the ceil(0.95 (R + 1))-th smallest of them,
         beyond which a score without meaning lies in at most 5 % of cases; NaN for R below 19.
     p_value
-        ``(1 + the number of them that are at least value) / (R + 1)``.
+        ``(1 + the number of them that are at least value) / (R + 1)``; of what meaning lowers, such
+        as nc1, near 1 where there is some.
     """
 
     value: Tensor
@@ -86,7 +87,7 @@ def beside_null(value: Tensor, drawn: Tensor) -> WithNull:
     quantile = torch.full_like(mean, torch.nan)
     if count >= FEWEST:
         quantile = drawn.sort().values[-(-95 * (count + 1) // 100) - 1]
-    p_value = (1 + (drawn >= value).sum().to(mean.dtype)) / (count + 1)
+    p_value = (1 + (~(drawn < value)).sum().to(mean.dtype)) / (count + 1)
     return WithNull(value, mean, quantile, value - mean, p_value)
 
 

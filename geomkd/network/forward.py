@@ -120,13 +120,7 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
 
 
 def first_tensor(output: Any) -> Tensor:
-    """Return the first tensor of a module's output; ``TypeError`` where there is none.
-
-    Examples
-    --------
-    >>> first_tensor({"loss": None, "states": (torch.ones(2), torch.zeros(3))})
-    tensor([1., 1.])
-    """
+    """Return the first tensor of a module's output; ``TypeError`` where there is none."""
     for tensor in tensors_in(output):
         return tensor
     raise TypeError(
@@ -136,13 +130,7 @@ def first_tensor(output: Any) -> Tensor:
 
 
 def replace_first_tensor(output: Any, tensor: Tensor) -> Any:
-    """Return the same structure, named tuples and mapping classes included, with another tensor.
-
-    Examples
-    --------
-    >>> replace_first_tensor((torch.ones(2), "weights"), torch.zeros(1))
-    (tensor([0.]), 'weights')
-    """
+    """Return the same structure, named tuples and mapping classes included, with another tensor."""
     first_tensor(output)  # there is one
     if isinstance(output, Tensor):
         return tensor
@@ -199,15 +187,6 @@ def frozen_modules(model: nn.Module) -> list[nn.Module]:
 
     State is parameters and, where the model itself is in training mode, buffers: of a model that is
     in evaluation mode as a whole, nobody has frozen the batch normalisations without parameters.
-
-    Examples
-    --------
-    >>> model = nn.Sequential(nn.Linear(2, 2), nn.Dropout(), nn.BatchNorm1d(2))
-    >>> frozen_modules(model.eval())
-    []
-    >>> _ = model[2].requires_grad_(False)
-    >>> frozen_modules(model) == [model[2]]
-    True
     """
     found: dict[nn.Module, None] = {}
     for module in model.modules():
@@ -238,11 +217,6 @@ def modules_by_name(model: nn.Module) -> dict[str, nn.Module]:
     ------
     TypeError
         If `model` is not a module, or a TorchScript one.
-
-    Examples
-    --------
-    >>> list(modules_by_name(nn.Sequential(nn.DataParallel(nn.ReLU()), nn.Tanh())))
-    ['', '0', '1']
     """
     found: dict[str, nn.Module] = {}
 

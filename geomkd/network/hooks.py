@@ -94,7 +94,7 @@ def watching(
         report(module, False, output)
 
     with ExitStack() as stack:
-        stack.enter_context(_as_written())
+        stack.enter_context(as_written())
         stack.callback(model.register_forward_pre_hook(begin).remove)
         for module in dict.fromkeys(modules):
             stack.callback(module.register_forward_pre_hook(before, with_kwargs=True).remove)
@@ -103,7 +103,7 @@ def watching(
 
 
 @contextmanager
-def _as_written() -> Iterator[None]:
+def as_written() -> Iterator[None]:
     """Make compiled modules run their Python code, and transformers their modules one by one."""
     # A compiled graph that exists does not see new hooks; without dynamo loaded there is none.
     loaded = "torch._dynamo" in sys.modules

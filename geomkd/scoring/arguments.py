@@ -41,11 +41,6 @@ def sampling_of(
     ValueError
         An unknown protocol or pooling, an argument that contradicts the protocol, or samples for
         the entropy ``beside`` a null or a sweep.
-
-    Examples
-    --------
-    >>> sampling_of("paper", None, None, 5000, "published")
-    (500, 'published')
     """
     check_choice(protocol, "protocol", (None, "paper"))
     given = {"entropy_per_class": entropy_per_class, "pool": pool}

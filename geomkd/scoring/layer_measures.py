@@ -140,6 +140,10 @@ class LayerMeasures:
         rows, index = self._rows("spectrum"), draws.index[draws.rows]
         tables: dict[str, list[Tensor]] = {name: [] for name in rows}
         for part in draws.parts if rows else []:
+            if part is None:  # not the first
+                for table in tables.values():
+                    table.append(torch.full_like(table[0], torch.nan))
+                continue
             with one_thread():
                 centred = {self._centred(row) for row in rows.values()}
                 found = {center: subset.principal(part, center=center) for center in centred}

@@ -92,7 +92,9 @@ class LayerScores:
         return self.frame.copy()
 
     def rank(self, level: float = 0.95, *, by: By | None = None) -> pd.DataFrame:
-        """Rank the layers from best to worst, with the ranks that the half-samples leave open.
+        """Rank the layers from highest to lowest, with the ranks that half-samples leave open.
+
+        What is better the lower, such as nc1, takes a function: ``by=lambda f: -f["nc1"]``.
 
         Parameters
         ----------
@@ -176,8 +178,9 @@ class LayerScores:
         Returns
         -------
         DataFrame
-            from_samples, to_samples and tau (tau-b), a row a step; the last step is to the whole
-            sample. Near 1 in the last rows: more samples would hardly change the order.
+            from_samples, to_samples (as asked for: fewer where a class has fewer) and tau (tau-b),
+            a row a step; the last step is to the whole sample. Near 1 in the last rows: more
+            samples would hardly change the order. None beyond the kept subset for scores of it.
 
         Raises
         ------
@@ -309,7 +312,8 @@ class LayerScores:
 
     def _drawn(self, by: By) -> np.ndarray | None:
         known = next(iter(self.draws.values())).size and (callable(by) or by in self.draws)
-        return self._in_draws(self.draws, by) if known else None
+        drawn = self._in_draws(self.draws, by) if known else None
+        return None if drawn is None or np.isnan(drawn).all() else drawn
 
     def _in_draws(self, draws: dict[str, np.ndarray], by: By) -> np.ndarray:
         """Scores in every draw, (L, R); a function sees the frame with each draw's."""

@@ -63,7 +63,7 @@ def cka_to(last: int, kept: np.ndarray, settings: Settings) -> np.ndarray:
     grams = torch.from_numpy(unpacked(kept, settings.subset))
     table = np.full((len(grams), len(parts)), np.nan)
     for q, part in enumerate(parts):
-        if len(part) >= 4:
+        if part is not None and len(part) >= 4:
             one = grams[last][part][:, part].double()
             table[:, q] = [cka_from(gram[part][:, part].double(), one).item() for gram in grams]
     return table

@@ -11,6 +11,7 @@ from geomkd import LayerScores, quickstart
 from geomkd.cli.main import main
 from geomkd.datasets import Split
 from geomkd.scoring.ranking import SETTLED
+from geomkd.scoring.score_layers import _Job
 
 
 @pytest.fixture
@@ -170,3 +171,32 @@ def test_score_refuses_a_folder_that_is_there_before_it_loads_anything(tmp_path,
 def test_console_script_and_module_agree(tmp_path):
     assert ended(start("geomkd", ["--version"], output=tmp_path / "said")) == [0]
     assert (tmp_path / "said").read_text().startswith("geomkd 0.1.0")
+
+
+@pytest.fixture
+def interrupted(monkeypatch):
+    """Ctrl-C after two layers."""
+    row, done = _Job._row, []
+
+    def stopped(*given):
+        if len(done) == 2:
+            raise KeyboardInterrupt
+        done.append(1)
+        return row(*given)
+
+    monkeypatch.setattr(_Job, "_row", stopped)
+
+
+def test_an_interrupted_score_is_written_and_ends_with_130(images, tmp_path, capsys, interrupted):
+    command = ["score", "--model", "torchvision:resnet18", "--data", images, "--quiet"]
+    assert main([*command, "--k", "2", "--subsamples", "2", "--out", str(tmp_path / "o")]) == 130
+    assert LayerScores.load(tmp_path / "o" / "scores.npz").settings["partial"]
+
+
+def test_score_makes_its_folder_before_it_scores(images, tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").write_text("")
+    command = ["score", "--model", "torchvision:resnet18", "--data", images, "--quiet", "--out"]
+    monkeypatch.setattr(_Job, "_row", None)  # no layer is scored
+    assert main([*command, str(tmp_path / "file" / "o")]) == 2
+    assert main([*command, str(tmp_path / "o"), "--memory", "1"]) == 2
+    assert not (tmp_path / "o").exists()  # nothing came into it

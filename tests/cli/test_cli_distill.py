@@ -1,6 +1,7 @@
 """``geomkd distill``: real runs at tiny size."""
 
 import tomllib
+from dataclasses import replace
 from functools import wraps
 
 import numpy as np
@@ -166,6 +167,15 @@ def scores_file(here):
     rng, y = np.random.default_rng(0), torch.arange(40) % 4
     x = torch.from_numpy(rng.random((40, 3, 8, 8), dtype=np.float32))
     score_layers(teacher(), (x, y), subsamples=0, progress=False).save("s.npz")
+
+
+def test_scores_of_a_file_that_lack_layers(here, scores_file, capsys):
+    scores = LayerScores.load("s.npz")
+    replace(scores, how=replace(scores.how, partial=True)).save("part.npz")
+    assert main([*COMMAND, "--k", "1", "--scores", "part.npz"]) == 2
+    assert "part.npz is of a scoring that was interrupted: layers are missing" in (
+        capsys.readouterr().err
+    )
 
 
 def test_layers_by_the_papers_sampling(here):

@@ -51,13 +51,16 @@ def told(text):
 def test_two_processes_make_one_folder_and_tell_an_error_of_one_in_training_once(here):
     # Both in one start of the processes.
     fails = [*LAST, "--student", "tiny_nets:fails_in_the_second", "--out", "failed"]
-    commands = json.dumps([[*LAST, "--out", "two"], fails])
+    score = ["score", "--model", "tiny_nets:teacher", "--data", "images.npz", "--quiet"]
+    score += ["--subsamples", "2", "--out", "scored"]
+    commands = json.dumps([score, [*LAST, "--out", "two"], fails])
     codes = ended(start(SCRIPT, [commands], size=2, output="said"))
     said = (here / "said").read_text()
     assert sorted(codes) == [-signal.SIGTERM, 2], said
     assert sorted(p.name for p in (here / "two").iterdir()) == sorted(WRITTEN)
     assert [said.count(text) for text in ("wrote student.pt", "layers: ", "teacher: ")] == [1, 2, 2]
     assert summary_of(here / "two")["processes"] == 2
+    assert said.count("wrote layers.csv") == 1 and (here / "scored" / "summary.json").exists()
     (line,) = told(said)
     assert "the disk is gone" in line
 

@@ -150,6 +150,9 @@ def test_validation_data_need_the_same_classes(here):
     np.savez("one.npz", x=x, y=y, classes=np.array(list("abcd")))
     np.savez("two.npz", x=x, y=y, classes=np.array(list("abdc")))
     student = ["--student", "tiny_nets:student", "--data", "one.npz"]
-    assert len(inputs_of(*student, "--val-data", "one.npz", needs_teacher=False).val) == 4
+    np.savez("too.npz", x=x, y=y, classes=np.array(list("abcd")))
+    assert len(inputs_of(*student, "--val-data", "too.npz", needs_teacher=False).val) == 4
+    with pytest.raises(ValueError, match="--val-data are the training data; --val-split names"):
+        inputs_of(*student, "--val-data", "one.npz", needs_teacher=False)
     with pytest.raises(ValueError, match=r"the same classes; got \['a', 'b', 'c', 'd'\] and"):
         inputs_of(*student, "--val-data", "two.npz", needs_teacher=False)

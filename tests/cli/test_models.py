@@ -281,6 +281,18 @@ KINDS = {
 }
 
 
+@pytest.mark.parametrize("kind", ["Wav2Vec2", "AST"])
+def test_sounds_come_with_a_processor_and_a_head_by_another_name(tmp_path, kind):
+    config, _ = KINDS[kind]
+    name = {"Wav2Vec2": "ForSequenceClassification", "AST": "ForAudioClassification"}[kind]
+    config.architectures = None
+    saved(getattr(transformers, kind + name), config, tmp_path)
+    extractor = getattr(transformers, f"{kind}FeatureExtractor")
+    extractor(**({"num_mel_bins": 16} if kind == "AST" else {})).save_pretrained(tmp_path)
+    loaded = load_model(f"hf:{tmp_path}")
+    assert type(loaded.model).__name__ == kind + name and loaded.transform is None
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_example_for_each_kind_of_transformers_network(tmp_path, kind):
     config, names = KINDS[kind]

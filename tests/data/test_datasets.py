@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from geomkd.common.checks import as_tensor
 from geomkd.datasets import digits, load_folder, load_idx, open_dataset
 
 
@@ -438,3 +439,25 @@ def test_a_folder_can_be_sent_to_another_process(tmp_path):
     write_folder(tmp_path, [(6, 5)] * 2)
     data = load_folder(tmp_path, image_size=4)
     assert torch.equal(pickle.loads(pickle.dumps(data))[1][0], data[1][0])
+
+
+@pytest.mark.parametrize("names", [("Training", "Testing"), ("train", "dev")])
+def test_folders_of_splits_by_other_names_are_no_classes(tmp_path, names):
+    for name in names:
+        (tmp_path / name / "a").mkdir(parents=True)
+        Image.new("RGB", (4, 4)).save(tmp_path / name / "a" / "0.png")
+    with pytest.raises(ValueError, match="are splits, not classes; open one of them"):
+        load_folder(tmp_path)
+
+
+def test_a_memory_map_that_is_only_read_stays_on_disk(tmp_path):
+    np.save(tmp_path / "x.npy", np.arange(24, dtype=np.float32).reshape(6, 4))
+    mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
+    tensor = as_tensor(mapped, "x")
+    assert tensor.tolist() == mapped.tolist()
+    with open("/proc/self/maps") as file:
+        (line,) = [line for line in file if line.endswith("x.npy\n") and " rw-p " in line]
+    start, stop = (int(end, 16) for end in line.split()[0].split("-"))
+    assert start < tensor.data_ptr() < stop
+    tensor += 1  # of this process alone
+    assert mapped[0, 0] == 0 and as_tensor(mapped[2:], "x").tolist() == mapped[2:].tolist()

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from PIL import Image
 from sklearn.datasets import load_digits
 from small import (
     PAIRS,
@@ -23,6 +24,7 @@ from small import (
 )
 from torch import nn
 
+from geomkd.datasets import load_folder
 from geomkd.distillation import distill
 from geomkd.distillation.objectives import Features, LogitDistillation
 from geomkd.distillation.running.setup import join
@@ -254,3 +256,18 @@ def test_ctrl_c_leaves_no_hooks_and_the_teacher_as_it_was(monkeypatch):
             assert not module._forward_hooks and not module._forward_pre_hooks
     assert same(before, teacher.state_dict()) and teacher.training
     assert torch.equal(rng, torch.get_rng_state())
+
+
+def test_validation_classes_are_numbered_as_the_training_classes(tmp_path):
+    for split, names in (("train", "abc"), ("val", "ac"), ("same", "abc")):
+        for name in names:
+            (tmp_path / split / name).mkdir(parents=True)
+            for i in range(4):
+                Image.new("RGB", (8, 8)).save(tmp_path / split / name / f"{i}.png")
+    train, val, same = (load_folder(tmp_path / split) for split in ("train", "val", "same"))
+    student = nn.Sequential(nn.Flatten(), nn.Linear(192, 3))
+    options = {"objective": "ce", "epochs": 1, "progress": False}
+    text = r"val must have the classes of train, \['a', 'b', 'c'\]; got \['a', 'c'\]"
+    with pytest.raises(ValueError, match=text):
+        distill(student, None, train, val=val, **options)
+    distill(student, None, train, val=same, **options)

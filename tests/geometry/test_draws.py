@@ -226,12 +226,11 @@ def test_parts():
     halves = [UNEQUAL[part].bincount().tolist() for part in parts[1:4]]
     assert halves == [[2, 15, 34]] * 3
     assert len({tuple(part.tolist()) for part in parts[1:4]}) == 3
-    assert [UNEQUAL[part].bincount().tolist() for part in parts[4:]] == [
-        [2, 3, 3],
-        [2, 20, 20],
-        [2, 30, 68],  # more than are there: all of them
-    ]
-    assert all((part.diff() > 0).all() for part in parts)
+    assert [UNEQUAL[part].bincount().tolist() for part in parts[4:6]] == [[2, 3, 3], [2, 20, 20]]
+    assert parts[6] is None  # more than are there tell nothing, but as many are all of them
+    assert torch.equal(parts_of(UNEQUAL, 0, [100], seed=0)[1], parts[0])
+    assert all((part.diff() > 0).all() for part in parts[:6])
+    assert parts_of(torch.arange(8) % 4, 2, [], seed=0)[1:] == [None, None]  # half of two are two
     assert set(parts[4].tolist()) < set(parts[5].tolist())
     assert [len(part) for part in parts_of(UNEQUAL, 0, [], seed=0)] == [100]
 

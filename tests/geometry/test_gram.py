@@ -5,6 +5,7 @@ import pytest
 import torch
 from oracle import clusters
 
+from geomkd import knowledge_quality
 from geomkd.common.checks import as_classes
 from geomkd.geometry.columns import column_slices
 from geomkd.geometry.gram import ClassGram
@@ -208,3 +209,17 @@ def test_features_that_are_not_finite_in_a_later_slice(bad):
     message = r"^features must be finite; got NaN or Inf in 2 of 30 rows, first in row 4$"
     with pytest.raises(ValueError, match=message):
         ClassGram.from_columns(lambda: pieces, as_classes(y), torch.float32)
+
+
+@pytest.mark.parametrize("shrunk", [1e-5, 1e-3])
+def test_more_rows_near_the_origin_than_are_measured_one_by_one(shrunk):
+    """Half of the samples, as of gates that are nearly shut: float32 gives what float64 gives."""
+    generator = torch.Generator().manual_seed(0)
+    y = torch.arange(800) % 2
+    x = torch.randn(2, 64, generator=generator)[y] + 0.3 * torch.randn(800, 64, generator=generator)
+    x[torch.randperm(800, generator=generator)[:400]] *= shrunk
+    for definition in ("published", "robust"):
+        found = knowledge_quality(x, y, definition=definition)
+        expected = knowledge_quality(x.double(), y, definition=definition)
+        for name in ("separation", "information", "efficiency"):
+            assert getattr(found, name) == pytest.approx(getattr(expected, name), rel=1e-4)

@@ -174,3 +174,8 @@ def test_labels_without_meaning_are_in_the_null(measure):
     found = measure(rng.standard_normal((120, 10)), y, null=30 if measure is linear_probe else 60)
     spread = found.null_95 - found.null_mean
     assert abs(found.excess) < 2.5 * spread
+
+
+def test_what_has_no_score_is_not_significant():
+    value = torch.tensor(torch.nan)
+    assert beside_null(value, torch.full((19,), torch.nan)).p_value == 1

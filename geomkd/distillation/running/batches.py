@@ -1,7 +1,7 @@
 """Batches of training and validation data, in a seeded order of their own."""
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -127,6 +127,17 @@ class Batches:
             low, high = int(known.argmin()), int(known.argmax())
             if known[low] < 0 or known[high] >= n_classes:
                 self.of([low, high])  # what the items give counts, and is checked here
+
+    def check_numbered_as(self, other: Self) -> None:
+        """Refuse classes of other names, such as folders, than another data set's."""
+        mine, theirs = (
+            getattr(getattr(each.source, "dataset", None), "classes", None)
+            for each in (self, other)
+        )
+        if isinstance(mine, list) and isinstance(theirs, list) and mine != theirs:
+            raise ValueError(
+                f"{self.name} must have the classes of {other.name}, {theirs}; got {mine}"
+            )
 
     def _at(self, index: list[int]) -> tuple[Any, Tensor]:
         return to_device((self.source.at(index), self.source.targets[index]), self.device)

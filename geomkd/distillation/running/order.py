@@ -37,14 +37,6 @@ class Order:
     -----
     A last batch of fewer than two samples for each process is left out of training: batch
     normalisation cannot train on one.
-
-    Examples
-    --------
-    >>> from geomkd.common.distributed import World
-    >>> order = Order(10, 4, seed=0, world=World(1, 2), shuffle=False)
-    >>> order.begin(epoch=1)
-    >>> [[index for index, _ in step] for step in order.steps()]
-    [[[1, 3]], [[5, 7]], [[9]]]
     """
 
     def __init__(

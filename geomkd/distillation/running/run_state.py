@@ -115,6 +115,7 @@ def config_of(run: Run) -> dict[str, str | int | float | bool | None]:
         "pairs": repr(networks.pairs),
         **numbers,
         "augment": run.augment is not None,
+        "forward": networks.forward is not None or None,  # of older checkpoints unknown
         "cached": run.ask_teacher.stored,
         "processes": world().size,
         "student": shapes_fingerprint(networks.student),

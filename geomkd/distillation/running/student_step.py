@@ -15,6 +15,7 @@ from geomkd.distillation.objectives import StepTensors
 from geomkd.distillation.running.batches import part_of
 from geomkd.distillation.running.setup import Networks, n_alike
 from geomkd.network.forward import call, first_tensor, unwrap
+from geomkd.network.hooks import as_written
 from geomkd.network.masks import Masks, of_both, without_padding
 
 
@@ -40,9 +41,15 @@ class StudentStep(nn.Module):
     ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
         """Loss, its named parts, and the student's logits."""
         networks = self.networks
+        self.features.clear()  # forward= need not call the student itself, whose hook does so
         with self.autocast():
             output = call(self.student, part_of(inputs, "student"), networks.forward)
         logits = first_tensor(output)
+        if logits.shape[1:] != (networks.n_classes,):
+            raise ValueError(
+                f"the student returns {tuple(logits.shape)} in training and (B, "
+                f"{networks.n_classes}) in evaluation: give forward= that makes them alike"
+            )
         if not isinstance(output, Tensor) and (n := n_alike(output)) > networks.n_heads:
             raise ValueError(
                 f"the student returns {n} tensors of logits in training and {networks.n_heads} in "
@@ -83,7 +90,8 @@ def student_step(
     student = unwrap(networks.student)
     trained = {id(parameter) for group in networks.groups for parameter in group}
     idle = [p for p in student.parameters() if p.requires_grad and id(p) not in trained]
-    with tapped(student, networks.student_layers, cut=networks.cut) as features:
+    plain = nullcontext() if compile else as_written()
+    with plain, tapped(student, networks.student_layers, cut=networks.cut) as features:
         step: nn.Module = StudentStep(networks, features, autocast)
         try:
             for parameter in idle:  # the wrapper would wait for their gradients

@@ -49,7 +49,8 @@ class LiveTeacher:
             return [], None
         inputs = part_of(inputs, "teacher")
         with evaluating(teacher), self.autocast():
-            if not networks.objective.uses_teacher_logits:  # not beyond the last layer
+            # Not beyond the last layer; but forward= may call again, and the last call counts.
+            if not networks.objective.uses_teacher_logits and forward is None:
                 features, logits = features_of(teacher, inputs, names, forward=forward), None
             else:
                 with capture(teacher, names) as features:
@@ -118,6 +119,13 @@ class CachedTeacher:
             [_opened(self._path(kind, start)) for start in range(0, self.total, SHARD)]
             for kind in range(n_kinds)
         ]
+        live, kept = teacher(train.of([0]), [0]), self(None, [0])
+        for ours, theirs in zip((*live[0], live[1]), (*kept[0], kept[1]), strict=False):
+            if theirs is not None and (ours - theirs).abs().max() > 0.05 * theirs.abs().max():
+                raise ValueError(
+                    f"{self.folder} has other answers than the teacher gives now (is "
+                    "forward= another one?): give another folder"
+                )
 
     def __call__(self, inputs: Any, index: list[int]) -> Answer:
         """Features and logits of the samples at ``index``; the inputs are not looked at."""

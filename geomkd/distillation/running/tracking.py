@@ -18,14 +18,6 @@ class Means:
     """Means of an epoch's losses and accuracy, weighted by the sizes of the batches.
 
     They gather on the device and are read now and then, since each reading waits for the device.
-
-    Examples
-    --------
-    >>> means = Means()
-    >>> means.add(1, loss=torch.tensor(1.0))
-    >>> means.add(3, loss=torch.tensor(3.0))
-    >>> means.read(epoch=1)
-    {'loss': 2.5}
     """
 
     def __init__(self) -> None:

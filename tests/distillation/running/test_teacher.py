@@ -111,11 +111,11 @@ def test_an_interrupted_run_goes_on_with_what_is_missing(tmp_path):
         f"layer{kind}-{i:05d}.npy" for kind in (0, 1) for i in (0, 1)
     ]
     cached(tmp_path)
-    assert Counting.calls == 50 - 32
+    assert Counting.calls == 50 - 32 + 1  # and whether it still answers the same
     after = folder_of(tmp_path)
     assert all((after / name).read_bytes() == content for name, content in there.items())
     cached(tmp_path)
-    assert Counting.calls == 0
+    assert Counting.calls == 1
 
 
 @pytest.mark.parametrize("what", ["teacher", "data", "layers", "logits", "stored"])
@@ -196,3 +196,55 @@ def test_the_fingerprint_is_of_the_weights_alone():
     other.bn1.running_mean[3] += 1e-7
     assert weights_fingerprint(model) != weights_fingerprint(other)
     assert weights_fingerprint(model) != weights_fingerprint(copy.deepcopy(model).half())
+
+
+@pytest.mark.parametrize("objective", ["features", "kd"])
+def test_answers_through_another_forward_are_refused(tmp_path, objective):
+    def normalised(model, x):
+        return model((x - 2) / 3)
+
+    run_mlp(cache_dir=tmp_path, objective=objective)
+    with pytest.raises(ValueError, match=r"has other answers than the teacher gives now \(is forw"):
+        run_mlp(cache_dir=tmp_path, objective=objective, forward=normalised)
+
+
+def test_a_checkpoint_of_another_forward_is_refused(tmp_path):
+    run_mlp(checkpoint_dir=tmp_path)
+    with pytest.raises(ValueError, match="another run: forward is None there and True here"):
+        run_mlp(checkpoint_dir=tmp_path, forward=lambda model, x: model(x))
+
+
+class Seldom(Dataset):
+    """Samples, one in twenty of which has its sign changed."""
+
+    def __len__(self):
+        return 50
+
+    def __getitem__(self, i):
+        x, y = blobs()
+        return x[i] * (-1 if torch.rand(()) < 0.05 else 1), int(y[i])
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_transforms_that_seldom_change_anything_are_noticed(tmp_path, seed):
+    with pytest.raises(ValueError, match="draw"):
+        run_mlp(Seldom(), cache_dir=tmp_path, seed=seed)
+
+
+class Own(Dataset):
+    """Samples with noise of a generator that nothing else seeds."""
+
+    def __init__(self):
+        self.generator = np.random.default_rng()
+
+    def __len__(self):
+        return 50
+
+    def __getitem__(self, i):
+        x, y = blobs()
+        return x[i] + torch.from_numpy(self.generator.normal(size=6)).float(), int(y[i])
+
+
+def test_a_run_on_data_with_a_generator_of_their_own_goes_on(tmp_path):
+    run_mlp(Own(), checkpoint_dir=tmp_path, callbacks=[lambda row: True])
+    assert len(run_mlp(Own(), checkpoint_dir=tmp_path).history) == 2
