@@ -44,7 +44,8 @@ def scored(options: argparse.Namespace, say: Callable[[str], Any]) -> None:
     inputs = options_of(score_layers, options) | inputs
     if world().is_first:  # the others lend a hand
         with filled_folder(options.out, "geomkd-scores") as folder:
-            _write(folder, options, inputs, {"model": loaded.story, "images": images}, say)
+            about = {"model": loaded.story, "data": str(options.data), "images": images}
+            _write(folder, options, inputs, about, say)
     else:
         score_layers(**inputs)
 
@@ -70,7 +71,6 @@ def _write(
         write_picture(folder / "sweep.png", scores.plot_sweep(by=ranked))
         wrote.append("sweep.png")
     write_picture(folder / "layers.png", scores.plot(k=len(selected), by=by))
-    about = {"model": about["model"], "data": str(options.data), "images": about["images"]}
     if options.report:
         made = {"about": about | machine(), "notes": notes}
         scores.to_html(folder / "report.html", by=by, k=len(selected), **made)

@@ -93,7 +93,8 @@ def score_layers(
     pool : {"flatten", "mean", "max", "cls", "last", "published"}, optional
         What is done to maps, tokens and sequences first; see `geomkd.network.pooling.pooled`. By
         default "flatten". What an ``attention_mask`` among the inputs marks as padding counts
-        nowhere; "flatten" needs as many tokens in all samples. "cls" is refused where a model shows
+        nowhere (of a decoder, its ``decoder_attention_mask``: without one, all its tokens count);
+        "flatten" needs as many tokens in all samples. "cls" is refused where a model shows
         that no class token is in front, see `geomkd.network.masks.check_class_token`.
     center : bool
         Whether pca_dimension, spectral_entropy, effective_rank and power_law_alpha are of the
