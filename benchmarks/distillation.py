@@ -38,6 +38,8 @@ The protocol, committed before the first run
 - Part ``rivals``, on the evenly spaced pairs: kd_standardized, attention_transfer,
   similarity_preserving, relational as published.
 - Differences come with a 90 % interval by a bootstrap over seeds and test images.
+- ``--device`` says where students are trained; each line names the accelerator. TF32 is left off
+  (``NVIDIA_TF32_OVERRIDE=0``). All runs of a teacher's parts are made on one machine.
 
 Each finished run is a line of ``results/sets/<teacher>.jsonl``, with which test images it is right
 on as packed bits in base64.
@@ -75,7 +77,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ranking = results / "ranking_power" if options.quick else options.ranking
     chosen = partial(command.chosen_rule, ranking)
     compared = QUICK_COMPARED if options.quick else COMPARED
-    places = SetPlaces(options.data, results, options.work, chosen, ranking, compared)
+    places = SetPlaces(
+        options.data, results, options.work, chosen, options.device, ranking, compared
+    )
     benches = [SetBench(teacher, places) for teacher in wanted]
     say = partial(print, flush=True)
     if options.list:
@@ -96,7 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _rank(benches: Sequence[SetBench], places: SetPlaces) -> None:
     """Do of a quick teacher what `ranking_power` does of the others, and name a rule."""
-    there = Places(places.data, places.ranking, places.work, places.chosen)
+    there = Places(places.data, places.ranking, places.work, places.chosen, places.device)
     for bench in (Bench(bench.teacher, there) for bench in benches):
         for job in [job for job in bench.open([]) if job[0] == "teacher"]:
             bench.do(job)

@@ -38,6 +38,9 @@ The protocol, committed before the first run
   those of both deepest block and Q at the lower end of a 90 % bootstrap interval over seeds and
   test images; else whichever of deepest block and head's input has the lower regret.
 
+- Arms beside the main one may be trained on an accelerator (``--device``; each line names it), with
+  TF32 left off; the main arm of a teacher on one kind of machine.
+
 Each finished piece of work is a line of ``results/ranking_power/<teacher>.jsonl``; which test
 images a student is right on is kept as packed bits in base64.
 """
@@ -72,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     folder = "ranking_power-quick" if options.quick else "ranking_power"
     results = options.out or HERE / "results" / folder
     chosen = partial(command.chosen_rule, results)
-    places = jobs.Places(options.data, results, options.work, chosen)
+    places = jobs.Places(options.data, results, options.work, chosen, options.device)
     benches = [jobs.Bench(teacher, places) for teacher in wanted]
     say = partial(print, flush=True)
     if options.list:

@@ -28,6 +28,9 @@ def parser_of(description: str) -> argparse.ArgumentParser:
     )
     parser.add_argument("--teachers", nargs="+", metavar="NAME", help="in this order; all")
     parser.add_argument("--processes", type=int, default=1, help="one thread each")
+    parser.add_argument(
+        "--device", default="cpu", help="where students are trained (default: %(default)s)"
+    )
     parser.add_argument("--out", type=Path, help="folder of the results")
     parser.add_argument(
         "--work",

@@ -12,6 +12,7 @@ from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from benchmarks.evidence import scores, students, teachers
@@ -42,6 +43,7 @@ class Places:
     results: Path
     work: Path
     chosen: Callable[[], str | None]  # rule that goes to confirmation
+    device: str = "cpu"  # where students are trained and measured
 
 
 @dataclass
@@ -66,7 +68,7 @@ class Bench:
 
     @cached_property
     def model(self) -> nn.Module:
-        return teachers.load(self.teacher, self.material, self.weights)
+        return teachers.load(self.teacher, self.material, self.weights).to(self.places.device)
 
     @cached_property
     def layers(self) -> list[str]:
@@ -125,7 +127,8 @@ class Bench:
 
     def write(self, kind: str, content: dict[str, Any]) -> None:
         about = {"kind": kind, "teacher": self.teacher.name, **self.stamp, **content}
-        about |= {"date": datetime.date.today().isoformat(), "machine": machine()}
+        where = machine() | device_told(self.places.device)
+        about |= {"date": datetime.date.today().isoformat(), "machine": where}
         self.journal.add(about)
 
     def _teach(self) -> None:
@@ -186,6 +189,14 @@ def work(benches: Sequence[Bench], arms: Sequence[str], say: Callable[[str], Any
             return
         if not did:
             time.sleep(WAIT)
+
+
+def device_told(device: str) -> dict[str, str]:
+    """Name of an accelerator, as what keeps a run tells it."""
+    kind = torch.device(device).type
+    if kind == "cpu":
+        return {}
+    return {"device": torch.get_device_module(device).get_device_name(device)}
 
 
 def slug(text: str) -> str:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from benchmarks.evidence.teachers import beside
 from geomkd import capture
 from geomkd.distillation.projectors import Alignment
 from geomkd.network.forward import evaluating
@@ -36,19 +37,20 @@ class Moments(NamedTuple):
 
 def last_block(student: nn.Module, name: str, x: Tensor) -> Layer:
     """Describe the student's paired layer."""
-    return describe_layers(student, [name], x[:2])[0]
+    return describe_layers(student, [name], beside(student, x[:2]))[0]
 
 
 def moments(
     teacher: nn.Module, names: Sequence[str], student: Layer, x: Tensor, *, pooled: bool = False
 ) -> dict[str, Moments]:
     """Moments of each of the teacher's layers where it meets the student's layer, or pooled."""
-    layers = describe_layers(teacher, names, x[:2])
+    layers = describe_layers(teacher, names, beside(teacher, x[:2]))
     align = {layer.name: Alignment(student, layer) for layer in layers}
     sums = dict.fromkeys(names, 0.0)
     squares, counts = dict(sums), dict(sums)
     for batch in x.split(BATCH):
-        blank = torch.zeros(len(batch), *student.shape)
+        batch = beside(teacher, batch)
+        blank = batch.new_zeros(len(batch), *student.shape)
         with evaluating(teacher), capture(teacher, names) as features:
             teacher(batch)
         for name in names:

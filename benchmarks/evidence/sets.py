@@ -17,7 +17,7 @@ from benchmarks.evidence.moments import last_block, moments
 from benchmarks.evidence.objectives import CE, COMPARED, FEATURES, KD, RIVALS, WEIGHTED
 from benchmarks.evidence.sets_found import Run, SetsFound
 from benchmarks.evidence.students import measured, or_failed
-from benchmarks.evidence.teachers import Teacher
+from benchmarks.evidence.teachers import Teacher, beside
 from geomkd import candidate_layers, distill
 
 PARTS = ("choices", "objectives", "amounts", "rivals")
@@ -125,7 +125,7 @@ class SetBench(Bench):
             rule = self.places.chosen()
             content = {"rule": rule, "sets": choices.by_rule(rule, self.scores())}
         else:
-            listed = candidate_layers(self.model, material.x_train[:2])
+            listed = candidate_layers(self.model, beside(self.model, material.x_train[:2]))
             layers = [layer for layer in listed if layer.name in set(self.layers)]
             sets = choices.by_place(layers)
             sets |= choices.by_scores(self.model, material, self.layers)
@@ -150,9 +150,10 @@ class SetBench(Bench):
     def _train(self, run: Run, seed: int, cache: Path) -> dict[str, Any]:
         started, material = time.perf_counter(), self.material
         teacher = for_amount(self.teacher, run)
-        student = teacher.build_student(material, seed=seed)
+        student = teacher.build_student(material, seed=seed).to(self.places.device)
         x, y = teacher.students_images(material)
-        blocks = [c.name for c in candidate_layers(student, x[:2]) if c.role == "block"]
+        listed = candidate_layers(student, beside(student, x[:2]))
+        blocks = [c.name for c in listed if c.role == "block"]
         pairs = choices.paired(run.layers, blocks) or None
 
         def statistics():

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from benchmarks.evidence.material import Material
 from benchmarks.evidence.moments import Moments
-from benchmarks.evidence.teachers import Teacher, right
+from benchmarks.evidence.teachers import Teacher, beside, right
 from geomkd import candidate_layers, capture, distill, pair_layers
 from geomkd.distillation.objectives import StepTensors
 from geomkd.distillation.projectors import linear_projectors
@@ -85,6 +85,7 @@ def train_student(
     """Train a student on one layer, or on labels alone; accuracies and which images are right."""
     started, recipe = time.perf_counter(), teacher.recipe
     student = teacher.build_student(material, seed=seed)
+    student.to(next(model.parameters()).device)
     x, y = teacher.students_images(material)
     options = {"epochs": arm.times * recipe.epochs, "batch_size": recipe.batch_size}
     options |= {"lr": recipe.lr, "seed": seed, "progress": False}
@@ -93,7 +94,7 @@ def train_student(
     else:
         statistics = moments.mean.float(), moments.std.float()
         objective = Standardised(*statistics, arm.weight, arm.detached, arm.pooled)
-        pairs = pair_layers([layer], student, x[:2])
+        pairs = pair_layers([layer], student, beside(student, x[:2]))
         options |= {"cache_dir": cache, "cache_dtype": "float16"}
         result = distill(student, model, (x, y), pairs=pairs, objective=objective, **options)
     losses = [round(v, 5) for v in result.history.filter(regex="features|cross").iloc[-1]]
@@ -141,15 +142,15 @@ def refit(student: nn.Module, images: tuple[Tensor, Tensor], material: Material)
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    found = candidate_layers(student, material.x_test[:2])
+    found = candidate_layers(student, beside(student, material.x_test[:2]))
     name = next(layer.name for layer in found if layer.role == "head_input")
 
     def features(x: Tensor) -> np.ndarray:
         parts = []
         for batch in x.split(500):
             with evaluating(student), capture(student, [name]) as held:
-                student(batch)
-            parts.append(held[name].flatten(1))
+                student(beside(student, batch))
+            parts.append(held[name].flatten(1).cpu())
         return torch.cat(parts).double().numpy()
 
     model = make_pipeline(StandardScaler(), LogisticRegression(C=1.0, max_iter=300))

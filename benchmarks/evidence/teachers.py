@@ -71,7 +71,7 @@ class Teacher:
 
     def layers(self, model: nn.Module, material: Material) -> list[str]:
         """Names of the candidates, in order of depth."""
-        found = candidate_layers(model, material.x_train[:2])
+        found = candidate_layers(model, beside(model, material.x_train[:2]))
         blocks = [layer.name for layer in found if layer.role == "block"]
         left_out = set(blocks) - set(blocks[:: self.every])
         return [layer.name for layer in found if layer.name not in left_out]
@@ -189,14 +189,20 @@ def fingerprint(model: nn.Module) -> str:
     parts = []
     for name, value in sorted(model.state_dict().items()):
         if "num_batches" not in name:
-            parts += [name.encode(), value.detach().float().contiguous().numpy().tobytes()]
+            parts += [name.encode(), value.detach().cpu().float().contiguous().numpy().tobytes()]
     return _digest(*parts)
 
 
 def right(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     """Whether the largest logit is the label's, for each image."""
     with evaluating(model):
-        return torch.cat([model(batch).argmax(1) for batch in x.split(500)]) == y
+        found = [model(beside(model, batch)).argmax(1).cpu() for batch in x.split(500)]
+    return torch.cat(found) == y
+
+
+def beside(model: nn.Module, x: Tensor) -> Tensor:
+    """Inputs on the device of a model."""
+    return x.to(next(model.parameters()).device)
 
 
 def _digest(*parts: bytes) -> str:

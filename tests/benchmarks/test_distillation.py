@@ -79,7 +79,7 @@ def test_teachers_are_those_of_the_protocol_and_others_are_named():
 
 
 def bench_on(tmp_path, teacher=TEACHER, rule=None):
-    places = SetPlaces(tmp_path, tmp_path, tmp_path, lambda: rule, tmp_path / "ranking")
+    places = SetPlaces(tmp_path, tmp_path, tmp_path, lambda: rule, ranking=tmp_path / "ranking")
     return SetBench(teacher, places)
 
 
