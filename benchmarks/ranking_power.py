@@ -39,7 +39,7 @@ The protocol, committed before the first run
   test images; else whichever of deepest block and head's input has the lower regret.
 
 - Arms beside the main one may be trained on an accelerator (``--device``; each line names it), with
-  TF32 left off; the main arm of a teacher on one kind of machine.
+  TF32 left off. So were the last students of the two transformers of confirmation.
 
 Each finished piece of work is a line of ``results/ranking_power/<teacher>.jsonl``; which test
 images a student is right on is kept as packed bits in base64.

@@ -7,7 +7,7 @@ Each is computed when it is first asked for.
 
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 from typing import ClassVar, NamedTuple
 
@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from geomkd.geometry.draws import Draws
+from geomkd.geometry.eigenvalues import eigenvalues
 from geomkd.geometry.gram import ClassGram
 from geomkd.geometry.neighbours import unsure
-from geomkd.geometry.precision import ZERO_VARIANCE, exact_arithmetic, inverse, one_thread
+from geomkd.geometry.precision import ZERO_VARIANCE, exact_arithmetic, inverse
 
 NEIGHBOURS = 32  # nearest rows kept for half-samples: all are missed with probability 2^-32
 _FIRST_ROWS, _OF_FIRST = 24, 16  # rows of a class that are read first, their neighbours kept
@@ -57,8 +58,8 @@ class _Statistics:
     @cached_property
     def spectra(self) -> list[Spectrum]:
         """Spectrum of every class about its own mean, from the diagonal blocks."""
-        gram, of = self.gram, self.gram.class_residual_gram
-        return [spectrum_of(gram, a, of(a), self.draws) for a in range(gram.n_classes)]
+        squares = map(self.gram.class_residual_gram, range(self.gram.n_classes))
+        return spectra_of(self.gram, squares, self.draws)
 
     @cached_property
     def nearest(self) -> Tensor:
@@ -224,32 +225,41 @@ def spectra_of_larger(
     else:
         of_larger = Draws.halves(sizes, draws.member.shape[1], seed, gram.device)
     scaled = (square * gram.scale * gram.scale for square in squares)
-    return [spectrum_of(gram, a, square, of_larger) for a, square in enumerate(scaled)]
+    return spectra_of(gram, scaled, of_larger)
 
 
-def spectrum_of(gram: ClassGram, a: int, square: Tensor, draws: Draws) -> Spectrum:
-    """Spectrum of class ``a`` from an (m, m) Gram matrix of samples of it, scaled as ``gram``."""
-    s, e = gram.spans[a]
-    floor = ZERO_VARIANCE * gram.raw_sq[s:e].sum()  # what rounding alone leaves about the mean
+def spectra_of(gram: ClassGram, squares: Iterable[Tensor], draws: Draws) -> list[Spectrum]:
+    """Spectra of the classes from (m, m) Gram matrices of samples of them, scaled as ``gram``."""
     # Of many draws only the spread counts, and the precision of the features gives it.
-    dtype = gram.dtype if len(draws.parts[a]) > 1 else torch.float64
-    of_parts = draws.pairs(draws.parts[a], square)
-    shares = [_shares(part, gram.dim, floor, gram.dtype, dtype) for _, part in of_parts]
-    return Spectrum(torch.cat(shares)[draws.taken[a]], draws.sizes[a])
+    found_in = [gram.dtype if len(part) > 1 else torch.float64 for part in draws.parts]
+    floors: list[Tensor] = []
+    shares: list[list[Tensor]] = [[] for _ in found_in]
+
+    def centred() -> Iterator[Tensor]:
+        for a, square in enumerate(squares):
+            s, e = gram.spans[a]
+            floor = ZERO_VARIANCE * gram.raw_sq[s:e].sum()  # what rounding leaves about the mean
+            for _, block in draws.pairs(draws.parts[a], square):
+                traces = _ZERO_SHARE * _trace(block).unsqueeze(1)
+                floors.append(torch.maximum(floor, traces))
+                of_class.append(a)
+                row = block.mean(dim=2, keepdim=True)
+                block = block - row - row.transpose(1, 2) + row.mean(dim=1, keepdim=True)
+                yield block.to(found_in[a])
+
+    of_class: list[int] = []
+    for i, values in enumerate(eigenvalues(centred())):
+        shares[of_class[i]].append(_shares(values.double(), gram.dim, floors[i], gram.dtype))
+    chosen = zip(shares, draws.taken, draws.sizes, strict=True)
+    return [Spectrum(torch.cat(parts)[taken], m) for parts, taken, m in chosen]
 
 
-def _shares(
-    block: Tensor, dim: int, floor: Tensor, dtype: torch.dtype, found_in: torch.dtype
-) -> Tensor:
-    """Eigenvalues over their sum of (r, m, m) Gram matrices, centred here, falling."""
-    floor = torch.maximum(floor, _ZERO_SHARE * _trace(block).unsqueeze(1))
-    row = block.mean(dim=2, keepdim=True)
-    block = block - row - row.transpose(1, 2) + row.mean(dim=1, keepdim=True)
-    with one_thread():
-        values = torch.linalg.eigvalsh(block.to(found_in)).double()
-    values = values.flip(1)[:, : min(block.shape[1], dim)].clamp(min=0)
+def _shares(values: Tensor, dim: int, floor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Eigenvalues of (r, m) matrices, rising, as shares of their sum, falling."""
+    m = values.shape[1]
+    values = values.flip(1)[:, : min(m, dim)].clamp(min=0)
     # Rounding spreads about this share over terms that are 0, and Q takes the root of its entropy.
-    noise = torch.finfo(dtype).eps / 2 * math.sqrt(block.shape[1])
+    noise = torch.finfo(dtype).eps / 2 * math.sqrt(m)
     rest = values.flip(1).cumsum(dim=1).flip(1)
     values = values.masked_fill(rest <= noise * rest[:, :1], 0.0)
     total = values.sum(dim=1, keepdim=True)
