@@ -34,7 +34,6 @@ from geomkd.distillation.pairing import evenly_spaced, pair_layers
 from geomkd.geometry.precision import one_thread
 from geomkd.plots import plot_accuracy
 from geomkd.scoring.layer_scores import LayerScores
-from geomkd.scoring.ranking import sqrt_si
 from geomkd.scoring.score_layers import score_layers
 
 if TYPE_CHECKING:
@@ -48,8 +47,8 @@ NOISE = 0.2  # standard deviation of what is added to pixels, which lie in [0, 1
 PER_CLASS = 10  # training images that students see
 SELECTED = 4
 METHODS = {
+    "features, up to the head's input": "up to the head's input",
     "features, highest Q": "highest Q",
-    "features, highest sqrt(S I)": "highest sqrt(S I)",
     "features, evenly spaced": "evenly spaced",
     "kd": None,
     "ce": None,
@@ -196,10 +195,10 @@ def noisy_digits(seed: int) -> tuple[tuple[Tensor, Tensor], ...]:
 def chosen_layers(scores: LayerScores, k: int = SELECTED) -> dict[str, list[str]]:
     """Teacher layers by each way of choosing, in order of depth."""
     frame = scores.to_frame()
-    blocks = frame.loc[frame["role"] == "block", "layer"].tolist()
+    *blocks, head = frame.loc[frame["role"].isin(["block", "head_input"]), "layer"]
     return {
+        "up to the head's input": evenly_spaced([*blocks, head], k),
         "highest Q": scores.select(k),
-        "highest sqrt(S I)": scores.select(k, by=sqrt_si),
         "evenly spaced": evenly_spaced(blocks, k),
     }
 

@@ -30,7 +30,7 @@ from geomkd.scoring.layer_scores import LayerScores
 from geomkd.scoring.ranking import RULES
 from geomkd.scoring.score_layers import score_layers
 
-EVENLY = {"even": "evenly_spaced", "last": "last"}
+BY_PLACE = {"auto": "anchored", "even": "evenly_spaced", "last": "last"}
 SCORING = ("samples", "protocol", "pool", "measures", "definition")  # how layers are scored
 Choice = tuple[list[tuple[str, str]], str, dict[str, Any] | None]  # pairs, why, scores' settings
 
@@ -71,12 +71,9 @@ def _checked_objective(options: argparse.Namespace) -> Any:
         raise ValueError("--layers and --pairs exclude each other: pairs name the layers")
     if options.pairs is not None and options.granularity != "blocks":
         raise ValueError("--granularity is of layers not named, and pairs name them")
-    known = {name: signature(score_layers).parameters[name].default for name in SCORING}
-    listed = {name: list(value) for name, value in known.items() if isinstance(value, tuple)}
-    given = [n for n in SCORING if getattr(options, n) not in (None, known[n], listed.get(n))]
-    if options.scores is not None and given:
+    given = _of_scoring(options)
+    if options.scores is not None and given[0] in SCORING:
         raise ValueError(f"--scores are there already: --{given[0]} would say how they are made")
-    given += [name for name in ("by", "scores") if getattr(options, name) is not None]
     if given and options.layers != ["auto"]:
         raise ValueError(f"--{given[0]} is about scoring, which --layers auto alone does")
     if options.scores is None:
@@ -84,6 +81,14 @@ def _checked_objective(options: argparse.Namespace) -> Any:
     numbers = {field.name: getattr(options, field.name, None) for field in fields(Recipe)}
     Recipe(**numbers).training_order(objective)
     return objective
+
+
+def _of_scoring(options: argparse.Namespace) -> list[str]:
+    """Names of the options that ask for layers by their scores."""
+    known = {name: signature(score_layers).parameters[name].default for name in SCORING}
+    listed = {name: list(value) for name, value in known.items() if isinstance(value, tuple)}
+    given = [n for n in SCORING if getattr(options, n) not in (None, known[n], listed.get(n))]
+    return given + [name for name in ("by", "scores") if getattr(options, name) is not None]
 
 
 # ---- objective -----------------------------------------------------------------------------------
@@ -132,17 +137,18 @@ def _choose(options: argparse.Namespace, inputs: Inputs, device: Any, folder: Pa
     teacher, student = inputs.teacher.model, inputs.student.model
     example = torch.stack([inputs.train[i][0] for i in range(min(2, len(inputs.train)))])
     settings, grain = None, {"granularity": options.granularity}
-    if options.layers == ["auto"]:
+    if options.layers == ["auto"] and _of_scoring(options):
         # Too many? Now, not late.
         pair_layers([str(i) for i in range(options.k)], student, example, **grain)
         scores = _kept_scores(options, inputs, device, folder, example)
         by = options.by or scores.by
         layers, settings = scores.select(options.k, by=RULES.get(by, by)), scores.settings
         how = f"the {len(layers)} of highest {by}"
-    elif len(options.layers) == 1 and options.layers[0] in EVENLY:
-        place = EVENLY[options.layers[0]]
+    elif len(options.layers) == 1 and options.layers[0] in BY_PLACE:
+        place = BY_PLACE[options.layers[0]]
         layers = choose_layers(teacher, example, options.k, how=place, **grain)
-        how = f"{len(layers)}, {place.replace('_', ' ')}"
+        told = "evenly spaced up to the head's input" if place == "anchored" else place
+        how = f"{len(layers)}, {told.replace('_', ' ')}"
     else:
         layers, how = options.layers, "layers by name"
     return pair_layers(layers, student, example, **grain), how, settings

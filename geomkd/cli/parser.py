@@ -141,7 +141,8 @@ def _distill(commands: argparse._SubParsersAction) -> argparse.ArgumentParser:
     add("--val-split", "which arrays of --val-data, or without it of --data, to validate on")
     add("--objective", choices=OBJECTIVES)
     add("--set", "options of the objective", nargs="+", metavar="NAME=VALUE")
-    add("--layers", "of the teacher: auto (by scores, default), even, last or names", nargs="+")
+    auto = "auto (evenly spaced up to the head's input; with --by or other scoring: by scores)"
+    add("--layers", f"of the teacher: {auto}, even, last or names (default: auto)", nargs="+")
     add("--pairs", "of teacher and student layers, in place of --layers", nargs="+", metavar="T:S")
     _add_granularity(parser)
     add("--scores", "of the teacher's layers, in place of scoring", type=path, metavar="FILE.npz")

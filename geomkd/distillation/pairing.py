@@ -10,7 +10,7 @@ from torch import nn
 
 from geomkd.common.checks import check_choice, check_names
 from geomkd.network.forward import Forward
-from geomkd.network.layers import candidate_layers
+from geomkd.network.layers import Layer, candidate_layers
 from geomkd.scoring.loes import check_k
 
 if TYPE_CHECKING:
@@ -73,7 +73,8 @@ def pair_layers(
     [('layer4', '3')]
     """
     names = check_names(teacher_layers, "teacher_layers")
-    student_names = _main_layers(student, "student", example_input, granularity, forward)
+    layers = candidate_layers(student, example_input, granularity=granularity, forward=forward)
+    student_names = _main_layers(layers, "student")
     k, m = len(names), len(student_names)
     if k > m:
         raise ValueError(
@@ -107,10 +108,10 @@ def choose_layers(
         A batch of inputs: a tensor, a tuple of arguments, or a mapping of keywords.
     k : int
         How many.
-    how : {"evenly_spaced", "last"}
+    how : {"evenly_spaced", "anchored", "last"}
         Of the teacher's m blocks (without blocks, its activations before the head), in order of
-        execution: those with index ``round((i + 1) * m / k) - 1`` for i = 0 ... k - 1, or the last
-        k.
+        execution: those with index ``round((i + 1) * m / k) - 1`` for i = 0 ... k - 1; so of the
+        blocks and behind them the head's input, which is then in; or the last k blocks.
     granularity : {"blocks", "stages"}
         Of the teacher's layers, as in `candidate_layers`.
     forward : callable, optional
@@ -124,7 +125,8 @@ def choose_layers(
     Raises
     ------
     ValueError
-        An unknown ``how``, or ``k`` not between 1 and m.
+        An unknown ``how``, ``k`` not between 1 and the number of layers to choose from, or
+        ``"anchored"`` without a head.
 
     Examples
     --------
@@ -133,10 +135,15 @@ def choose_layers(
     >>> choose_layers(nn.Sequential(*layers), zeros(2, 4), 1, how="last")
     ['3']
     """
-    check_choice(how, "how", ("evenly_spaced", "last"))
-    names = _main_layers(teacher, "teacher", example_input, granularity, forward)
+    check_choice(how, "how", ("evenly_spaced", "anchored", "last"))
+    layers = candidate_layers(teacher, example_input, granularity=granularity, forward=forward)
+    names = _main_layers(layers, "teacher")
+    if how == "anchored":
+        names += (heads := [layer.name for layer in layers if layer.role == "head_input"])
+        if not heads:
+            raise ValueError("the teacher has no linear head whose input could be chosen")
     check_k(k, len(names))
-    return evenly_spaced(names, k) if how == "evenly_spaced" else names[-k:]
+    return names[-k:] if how == "last" else evenly_spaced(names, k)
 
 
 def evenly_spaced(names: Sequence[str], k: int) -> list[str]:
@@ -200,11 +207,8 @@ def _in_order(values: list[list[float]]) -> list[int]:
     return columns[::-1]
 
 
-def _main_layers(
-    model: nn.Module, who: str, example_input: Any, granularity: str, forward: Any
-) -> list[str]:
-    """Blocks of a model, or without blocks its activations before the head."""
-    layers = candidate_layers(model, example_input, granularity=granularity, forward=forward)
+def _main_layers(layers: Sequence[Layer], who: str) -> list[str]:
+    """Blocks of a model's candidates, or without blocks the activations before the head."""
     for role in ("block", "activation"):
         names = [layer.name for layer in layers if layer.role == role]
         if names:

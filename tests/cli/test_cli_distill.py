@@ -61,6 +61,8 @@ def test_what_it_tells_in_its_last_lines(here, stripes, capsys):
 @pytest.mark.parametrize(
     ("options", "layers"),
     [
+        (["--k", "2"], ["block4", "head.input"]),  # of six blocks and what the head gets
+        (["--layers", "auto", "--k", "1"], ["head.input"]),
         (["--layers", "even", "--k", "2"], ["block3", "block6"]),  # of six blocks
         (["--layers", "last", "--k", "2"], ["block5", "block6"]),
         (["--layers", "even", "--k", "2", "--granularity", "stages"], ["block4", "block6"]),
@@ -75,7 +77,7 @@ def test_layers_by_place_by_name_and_by_pairs(here, options, layers):
 
 
 def test_scores_are_not_made_twice(here, monkeypatch):
-    command = [*COMMAND, "--k", "2", "--out", "run"]
+    command = [*COMMAND, "--by", "quality", "--k", "2", "--out", "run"]
     assert main([*command, "--checkpoint-steps", "0"]) == 2  # found out after scoring
     assert [p.name for p in (here / "run").glob("*.npz")] == ["scores.npz"]
     refuse = wraps(score_layers)(lambda *data, **options: pytest.fail("scored again"))

@@ -96,6 +96,9 @@ def test_names_are_checked(names, error, text):
         ("last", 9, [f"block{i}" for i in range(1, 10)]),
         ("evenly_spaced", 3, ["block3", "block6", "block9"]),
         ("evenly_spaced", 4, ["block2", "block4", "block7", "block9"]),  # (i + 1) 9 / 4, rounded
+        ("anchored", 4, ["block2", "block5", "block8", "head.input"]),  # (i + 1) 10 / 4, to even
+        ("anchored", 1, ["head.input"]),
+        ("anchored", 10, [*(f"block{i}" for i in range(1, 10)), "head.input"]),
     ],
 )
 def test_teacher_layers_by_their_place(how, k, names):
@@ -106,8 +109,9 @@ def test_teacher_layers_by_their_place(how, k, names):
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"how": "first"}, r"how must be one of \('evenly_spaced', 'last'\); got 'first'"),
+        ({"how": "first"}, "how must be one of .*'anchored', 'last'\\); got 'first'"),
         ({"k": 10}, "k must be between 1 and the 9 layers to choose from; got 10"),
+        ({"k": 11, "how": "anchored"}, "k must be between 1 and the 10 layers to choose from"),
         ({"k": 0}, "k must be between 1 and the 9 layers to choose from; got 0"),
     ],
 )
@@ -115,6 +119,11 @@ def test_choosing_is_checked(options, text):
     teacher = residual_network(widths=(4, 4, 4), blocks=3, seed=0)
     with pytest.raises(ValueError, match=text):
         choose_layers(teacher, torch.zeros(2, 1, 8, 8), **options)
+
+
+def test_anchored_needs_a_head():
+    with pytest.raises(ValueError, match="the teacher has no linear head whose input could be"):
+        choose_layers(nn.Sequential(nn.ReLU()), torch.zeros(2, 3), 1, how="anchored")
 
 
 # ---- by similarity -------------------------------------------------------------------------------
