@@ -39,7 +39,7 @@ The protocol, committed before the first run
   similarity_preserving, relational as published.
 - Differences come with a 90 % interval by a bootstrap over seeds and test images.
 - ``--device`` says where students are trained; each line names the accelerator. TF32 is left off
-  (``NVIDIA_TF32_OVERRIDE=0``). All runs of a teacher's parts are made on one machine.
+  (``NVIDIA_TF32_OVERRIDE=0``).
 
 Each finished run is a line of ``results/sets/<teacher>.jsonl``, with which test images it is right
 on as packed bits in base64.

@@ -70,12 +70,9 @@ def digits(*, seed: int = 0) -> Split:
     images, labels = load_digits(return_X_y=True)
     images = (images / 16).astype(np.float32).reshape(-1, 1, 8, 8)
     labels = labels.astype(np.int64)
-    x, x_test, y, y_test = train_test_split(
-        images, labels, test_size=500, stratify=labels, random_state=seed
-    )
-    x_train, x_val, y_train, y_val = train_test_split(
-        x, y, test_size=297, stratify=y, random_state=seed
-    )
+    own = {"random_state": seed}
+    x, x_test, y, y_test = train_test_split(images, labels, test_size=500, stratify=labels, **own)
+    x_train, x_val, y_train, y_val = train_test_split(x, y, test_size=297, stratify=y, **own)
     return Split(*map(torch.from_numpy, (x_train, y_train, x_val, y_val, x_test, y_test)))
 
 

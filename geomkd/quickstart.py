@@ -92,11 +92,8 @@ def residual_network(
     """
     with seeded(seed):
         width = widths[0]
-        layers = {
-            "conv": nn.Conv2d(channels, width, 3, 1, 1, bias=False),
-            "norm": nn.BatchNorm2d(width),
-            "relu": nn.ReLU(),
-        }
+        layers = {"conv": nn.Conv2d(channels, width, 3, 1, 1, bias=False)}
+        layers |= {"norm": nn.BatchNorm2d(width), "relu": nn.ReLU()}
         for i in range(blocks * len(widths)):
             before, width = width, widths[i // blocks]
             stride = 2 if i in (blocks, 2 * blocks) else 1

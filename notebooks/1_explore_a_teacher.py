@@ -28,7 +28,8 @@ import torch
 
 from geomkd import candidate_layers, capture, distill, knowledge_quality, pair_layers, score_layers
 from geomkd.datasets import digits
-from geomkd.quickstart import residual_network, sqrt_si
+from geomkd.quickstart import residual_network
+from geomkd.scoring.ranking import sqrt_si
 
 torch.set_num_threads(1)  # networks this small gain nothing from more
 

@@ -215,5 +215,5 @@ print(f"p = {p:.1%}, n = {n}: {(p * (1 - p) / n) ** 0.5:.1%}")
 
 # %% [markdown]
 # Repeat it with your teacher and at least three seeds before you believe a ranking, and decide on
-# images that chose nothing: the test part was not touched here. `geomkd distill --layers auto` does
+# images that chose nothing: the test part was not touched here. `geomkd distill --by quality` does
 # one such run from the command line.

@@ -156,6 +156,11 @@ def _mean(values: np.ndarray) -> str:
 
 
 def picture(founds: Sequence[SetsFound], rows_of: Rows, line: str, path: Path) -> None:
+    """Write what `drawn` draws."""
+    write_picture(path, drawn(founds, rows_of, line))
+
+
+def drawn(founds: Sequence[SetsFound], rows_of: Rows, line: str):
     """Accuracy by row, a panel a teacher, every seed a point; a row's mean marks the others.
 
     ``line`` is the row whose mean is drawn through its panel. The best rows are on top.
@@ -196,7 +201,7 @@ def picture(founds: Sequence[SetsFound], rows_of: Rows, line: str, path: Path) -
     axes[0, 0].set_yticks(range(len(names)), names, fontsize=8)
     axes[0, 0].set_ylim(-0.7, len(names) - 0.3)
     _legend(figure, line)
-    write_picture(path, axes[0, 0])
+    return axes[0, 0]
 
 
 def _legend(figure, line: str) -> None:

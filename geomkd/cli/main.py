@@ -61,11 +61,11 @@ def _quickstart(options: argparse.Namespace, say: Callable[[str], Any]) -> None:
     found = quickstart(options.out, say=say, progress=not options.quiet, **given)
     say("\n" + ranked_table(found.scores, found.scores.rank()))
     for choice, layers in found.layers.items():
-        say(f"{choice:<20}{', '.join(layers)}")
-    say(f"\n{'student trained by':<30}test accuracy, last epoch, mean ± SD (each seed)")
+        say(f"{choice:<24}{', '.join(layers)}")
+    say(f"\n{'student trained by':<34}test accuracy, last epoch, mean ± SD (each seed)")
     for method, a in found.summary["test_accuracy_last_epoch"].items():
         runs = ", ".join(f"{100 * value:.1f}" for value in a["all"])
         deviation = "" if a["sd"] is None else f" ± {100 * a['sd']:.1f}"
-        say(f"{method:<30}{100 * a['mean']:>12.1f}{deviation} %   ({runs})")
+        say(f"{method:<34}{100 * a['mean']:>12.1f}{deviation} %   ({runs})")
     say(f"\n{found.summary['seconds']:.0f} s; wrote layers.csv, layers.png, training.png and")
     say(f"summary.json to {found.folder}")

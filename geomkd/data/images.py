@@ -47,9 +47,7 @@ class ImageArrays(Dataset):
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
     ) -> None:
-        self.images = images
-        self.targets = targets
-        self.classes = classes
+        self.images, self.targets, self.classes = images, targets, classes
         n_channels = images.shape[-1 if images.dtype == torch.uint8 else 1]
         self.mean, self.std = channel_statistics(mean, std, n_channels)
 
@@ -85,13 +83,11 @@ def checked_images(where: str, images: np.ndarray) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(images))
     if images.dtype.kind != "f":
         raise ValueError(f"{where}: images must be uint8 or float; got {images.dtype} {shape}")
+    expected = f"{where}: float images must be (n, C, H, W); got {shape}"
     if images.ndim != 4 or images.size == 0:
-        raise ValueError(f"{where}: float images must be (n, C, H, W); got {shape}")
+        raise ValueError(expected)
     if shape[-1] in (1, 3, 4) and min(shape[1:3]) > 4:
-        raise ValueError(
-            f"{where}: float images must be (n, C, H, W); got {shape}, "
-            "which looks like (n, H, W, C)"
-        )
+        raise ValueError(f"{expected}, which looks like (n, H, W, C)")
     return torch.from_numpy(np.ascontiguousarray(images, dtype=np.float32))
 
 

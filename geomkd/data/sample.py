@@ -90,14 +90,11 @@ class Sample:
             raise
 
     def _choose(
-        self,
-        known: Tensor,
-        samples: int,
-        entropy_per_class: int | None,
-        labelled: bool,
-        lonely: bool,
+        self, known: Tensor, samples: int, per_class: int | None, labelled: bool, lonely: bool
     ) -> None:
-        chosen = [rows for rows in _by_class(known, self.seed) if lonely or len(rows) > 1]
+        _, index, counts = known.unique(return_inverse=True, return_counts=True)
+        shuffled = nested(index, counts.tolist(), self.seed)  # the indices of every class
+        chosen = [rows for rows in shuffled if lonely or len(rows) > 1]
         if not chosen:
             raise ValueError(f"every class holds a single sample; got {self.total} samples")
         share = samples // len(chosen)
@@ -109,8 +106,8 @@ class Sample:
         known = known[self.indices]
         self.classes = as_classes(known) if labelled else Classes(known, [len(known)], [0])
         self._of_class = None
-        if entropy_per_class is not None:
-            self._of_class = [rows[:entropy_per_class].sort().values for rows in chosen]
+        if per_class is not None:
+            self._of_class = [rows[:per_class].sort().values for rows in chosen]
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -201,9 +198,3 @@ def _kept(stream: Stream, samples: int, per_class: int, seed: int) -> Kept:
     rows = [(place, item, label) for label, rows in held.items() for _, place, item in rows]
     chosen = sorted(rows, key=itemgetter(0))
     return Kept([row[1] for row in chosen], torch.tensor([row[2] for row in chosen]), total)
-
-
-def _by_class(labels: Tensor, seed: int) -> list[Tensor]:
-    """Return the indices of every class, in a seeded order each."""
-    _, index, counts = labels.unique(return_inverse=True, return_counts=True)
-    return nested(index, counts.tolist(), seed)

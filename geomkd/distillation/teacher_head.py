@@ -114,8 +114,8 @@ def head_behind(
     root = unwrap(model)
     module, is_input, _ = target_of(name, modules_by_name(root))
     try:
-        head = _traced_head(root, module, is_input)
-        with evaluating(root), evaluating(head):
+        with evaluating(root):
+            head = _traced_head(root, module, is_input)
             features = features_of(root, example, [name], forward=forward)[name]
             expected = first_tensor(call(root, example, forward))
             same = torch.allclose(first_tensor(head(features)), expected, rtol=1e-4, atol=1e-5)
@@ -133,14 +133,7 @@ def _traced_head(root: nn.Module, module: nn.Module, is_input: bool) -> nn.Modul
         def is_leaf_module(self, m: nn.Module, path: str) -> bool:
             return m is module or super().is_leaf_module(m, path)
 
-    modes = [(m, m.training) for m in root.modules()]
-    try:
-        for m, _ in modes:
-            m.training = False
-        traced = fx.GraphModule(root, Tracer().trace(root))
-    finally:
-        for m, mode in modes:
-            m.training = mode
+    traced = fx.GraphModule(root, Tracer().trace(root))
     graph = traced.graph
     calls = [n for n in graph.nodes if n.op == "call_module"]
     calls = [n for n in calls if root.get_submodule(n.target) is module]

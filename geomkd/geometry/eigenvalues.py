@@ -9,7 +9,7 @@ from torch import Tensor
 
 from geomkd.geometry.precision import one_thread
 
-_ON_HOST = 512  # rows up to which a core is about as fast as an accelerator, which takes one by one
+_ON_HOST = 512  # rows up to which some cores are faster than an accelerator, which takes one by one
 _IN_HAND = 2**22  # numbers that wait for their eigenvalues: 32 MB in float64
 _WORTH_IT = 2**14  # numbers below which another thread takes longer to be told than to count
 

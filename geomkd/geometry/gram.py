@@ -218,12 +218,10 @@ class ClassGram:
         counts = (rows // BLOCK).bincount(minlength=len(self._blocks)).tolist()
         for own, some in zip(self._blocks, rows.split(counts), strict=True):
             dots = torch.empty(len(some), self.n, dtype=torch.float64, device=self.device)
-            at, half = some - own.rows.start, self._half[some]
+            at, half, upper = some - own.rows.start, self._half[some], self.upper
             for cols in self._blocks if len(some) else ():
                 below = cols.rows.start < own.rows.start
-                rest = (
-                    self.upper[cols.rows, own.rows].T[at] if below else self.upper[some, cols.rows]
-                )
+                rest = upper[cols.rows, own.rows].T[at] if below else upper[some, cols.rows]
                 left = torch.cat([half[:, cols.span], own.hot[at]], 1)
                 right = torch.cat([cols.hot, self._half[cols.rows, own.span]], 1)
                 dots[:, cols.rows].copy_(rest).addmm_(left, right.T)

@@ -236,15 +236,8 @@ def knowledge_quality(
     gram, parts, held = _scored(TERMS, quality_from, *given, stacklevel=4)
     values = {name: value.item() for name, value in parts.items()}
     terms = {name: values.pop(name) for name in TERMS}
-    return KnowledgeQuality(
-        **terms,
-        details=values,
-        definition=definition,
-        samples=gram.n,
-        dim=gram.dim,
-        n_classes=gram.n_classes,
-        null=held,
-    )
+    shape = {"samples": gram.n, "dim": gram.dim, "n_classes": gram.n_classes}
+    return KnowledgeQuality(**terms, **shape, details=values, definition=definition, null=held)
 
 
 def separation(

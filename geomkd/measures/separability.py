@@ -272,15 +272,9 @@ class NearestMeans:
         return (self.hits & self.test).sum(dim=0) / self.test.sum(dim=0).double()
 
 
+_SPLIT = {"supervised": True, "seeded": True, "score": nearest_mean_score}
 ROWS = (
     Measure("knn_accuracy", "neighbours", drawn_knn_accuracy, supervised=True, score=knn_score),
     Measure("silhouette", "rows", drawn_silhouettes, supervised=True, score=silhouette_score),
-    Measure(
-        "nearest_class_mean",
-        "rows",
-        drawn_nearest_means,
-        supervised=True,
-        seeded=True,
-        score=nearest_mean_score,
-    ),
+    Measure("nearest_class_mean", "rows", drawn_nearest_means, **_SPLIT),
 )

@@ -304,7 +304,10 @@ def power_law_alpha(features: Any, *, fit: tuple[int, int] = FIT, center: bool =
     >>> power_law_alpha(torch.cat([x, -x]), fit=(2, 30))
     tensor(1.5000, dtype=torch.float64)
     """
-    fit = _check_fit(fit)
+    if not isinstance(fit, (tuple, list)) or len(fit) != 2:
+        raise TypeError(f"fit must be two ranks (first, last), counted from 1; got {fit!r}")
+    first = check_int(fit[0], "the first rank of fit", least=1)
+    fit = first, check_int(fit[1], "the last rank of fit", least=first + 1)
     return power_law_alpha_from(principal(features, center=center).sq_singular, fit)
 
 
@@ -341,13 +344,6 @@ def isotropy(features: Any) -> Tensor:
     """
     found = principal(features)
     return isotropy_from(found.sq_singular, found.n, found.dim, found.scale)
-
-
-def _check_fit(fit: Any) -> tuple[int, int]:
-    if not isinstance(fit, (tuple, list)) or len(fit) != 2:
-        raise TypeError(f"fit must be two ranks (first, last), counted from 1; got {fit!r}")
-    first = check_int(fit[0], "the first rank of fit", least=1)
-    return first, check_int(fit[1], "the last rank of fit", least=first + 1)
 
 
 def _row(name: str, of: Callable[[Principal], Tensor], center: bool | None = None) -> Measure:

@@ -1,8 +1,7 @@
 """Hooks: copy what the modules of a model compute while it runs.
 
-A model may be wrapped by ``torch.compile`` or a data-parallel class. The module inside is
-watched, and runs in plain Python meanwhile, since compiled graphs and fused kernels would pass
-the hooks by.
+A model may be wrapped by ``torch.compile`` or a data-parallel class. The module inside is watched,
+and runs in plain Python meanwhile, since compiled graphs and fused kernels would pass the hooks by.
 """
 
 import difflib

@@ -1,6 +1,6 @@
 """What a layer's tensor is (a map, tokens, a sequence, a vector), and where its positions lie."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ def kind_and_place(
     events: Sequence[Event],
     modules: Mapping[str, nn.Module],
     example_input: Any,
-    decoded: Callable[[Event], bool] = lambda event: False,
+    decoded: bool = False,
 ) -> tuple[str, str]:
     """Kind and place of a layer, as `Layer` has them."""
     if (axes := len(event.shape)) != 2:
@@ -28,7 +28,7 @@ def kind_and_place(
         return {1: "vector", 3: three}.get(axes, "other"), "grid"
     sequence, given = _is_sequence(event, events), list(tensors_in(example_input))
     kind, length = ("sequence", event.shape[1]) if sequence else ("tokens", event.shape[0])
-    if decoded(event):
+    if decoded:
         return kind, "decoder"
     if any(x.shape[1:] == (length,) and not x.is_floating_point() for x in given):
         return kind, "input"
@@ -40,9 +40,8 @@ def kind_and_place(
 
 def on_line(layer: Any) -> bool:
     """Whether a layer's positions follow one another, as those of a text or a signal do."""
-    return layer.kind == "sequence" or (
-        layer.kind == "tokens" and layer.place not in ("grid", "oblong")
-    )
+    tokens = layer.kind == "tokens" and layer.place not in ("grid", "oblong")
+    return tokens or layer.kind == "sequence"
 
 
 def positions_first(x: Tensor, kind: str) -> Tensor:

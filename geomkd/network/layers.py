@@ -1,10 +1,10 @@
 """Which layers a model offers: its blocks, its activations, its head."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from functools import partial
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
@@ -195,12 +195,8 @@ def survey(
     events, flow, sample_bytes, draws = events_of(model, example_input, forward)
     first_names = {module: name for name, module in reversed(modules.items())}
     if names is not None and len(fixed) < len(names):
-        names = [
-            name
-            for n in names
-            for name in ([n] if n in targets else _matches(n, events, first_names))
-        ]
-        names = list(dict.fromkeys(names))
+        matched = ([n] if n in targets else _matches(n, events, first_names) for n in names)
+        names = list(dict.fromkeys(chain.from_iterable(matched)))
         targets = {name: target_of(name, modules) for name in names}
     roles = roles_of(events, flow, modules)
     offered = {event: role for event, role in roles.items() if event.fault is None}
@@ -226,14 +222,14 @@ def survey(
         }
     fed = head_input.tensor if head_input is not None and names is None else None
     given = set(flow.known(decoder_inputs(example_input)))
-    told = partial(
-        kind_and_place,
-        events=events,
-        modules=modules,
-        example_input=example_input,
-        decoded=lambda event: bool(given and flow.found_behind(event.tensor, given)),
-    )
-    layers = [_layer(name, *found[name], fed, told) for name in names or found]
+    layers = []
+    for name in names or found:
+        event, role = found[name]
+        decoded = bool(given and flow.found_behind(event.tensor, given))
+        kind, place = kind_and_place(event, events, modules, example_input, decoded)
+        own = event.order, event.dtype, event.device
+        feeds_head = role == "head_input" or event.tensor == fed
+        layers.append(Layer(name, kind, event.shape, role, *own, feeds_head, place))
     return Survey(under_mask(model, layers, example_input, forward), sample_bytes, draws)
 
 
@@ -249,13 +245,8 @@ def _matches(pattern: str, events: list[Event], names: Mapping[nn.Module, str]) 
     for event in events:
         name = names[event.module] + event.suffix
         own = name.split(".")  # ["", "input"] of the model itself
-        if (
-            event.is_input == of_inputs
-            and event.fault is None
-            and own[0]
-            and len(own) == len(parts)
-            and all(map(fnmatchcase, own, parts))
-        ):
+        fits = event.is_input == of_inputs and event.fault is None and own[0]
+        if fits and len(own) == len(parts) and all(map(fnmatchcase, own, parts)):
             found.append(name)
     if not found:
         raise ValueError(f"layer {pattern!r}: no layer that is run has such a name")
@@ -271,14 +262,6 @@ def _stages(offered: dict[Event, str], flow: Dataflow) -> dict[Event, str]:
             kept.pop()
         kept.append(event)
     return {event: offered[event] for event in kept}
-
-
-def _layer(
-    name: str, event: Event, role: str, fed: int | None, told: Callable[[Event], tuple[str, str]]
-) -> Layer:
-    (kind, place), feeds_head = told(event), role == "head_input" or event.tensor == fed
-    own = event.order, event.dtype, event.device, feeds_head, place
-    return Layer(name, kind, event.shape, role, *own)
 
 
 def _nothing_found(

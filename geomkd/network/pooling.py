@@ -54,12 +54,9 @@ def pooled(x: Tensor, kind: str, pool: str, real: Tensor | None = None) -> Tenso
     if real is not None:
         sizes = real.sum(dim=1).tolist()
         if min(sizes) == 0 or (flat and min(sizes) < max(sizes)):
-            raise ValueError(
-                f"pool={pool!r} needs {'as many' if flat else 'some'} tokens in every sample; got "
-                f"{min(sizes)} to {max(sizes)} by the mask"
-                + ": pass pool='mean', 'max' or 'last'"
-                * flat
-            )
+            needs = f"pool={pool!r} needs {'as many' if flat else 'some'} tokens in every sample"
+            remedy = ": pass pool='mean', 'max' or 'last'" if flat else ""
+            raise ValueError(f"{needs}; got {min(sizes)} to {max(sizes)} by the mask{remedy}")
         parts = (part[None] for part in positions_first(x, kind)[real].split(sizes))
         return torch.cat([pooled(positions_first(part, kind), kind, pool) for part in parts])
     if pool == "published" and kind == "map" and dim > PUBLISHED_LIMIT:

@@ -148,9 +148,8 @@ class LayerMeasures:
                 centred = {self._centred(row) for row in rows.values()}
                 found = {center: subset.principal(part, center=center) for center in centred}
             for name, row in rows.items():
-                values = self._seeded(row.of, row)(
-                    found[self._centred(row)], index[part], draws.n_classes
-                )
+                of = self._seeded(row.of, row)
+                values = of(found[self._centred(row)], index[part], draws.n_classes)
                 values = values if row.columns else [values]
                 tables[name].append(torch.stack([*values]).double())
         columns: Values = {}
@@ -186,11 +185,8 @@ class LayerMeasures:
         given = (self.null, draws.seed)
         with exact_arithmetic(gram.device):
             of = [row.of for row in self._rows("quality").values()]
-            held = (
-                beside_permuted(gram, quality, of, self.dataset_size, self.definition, *given)
-                if quality
-                else {}
-            )
+            how = (self.dataset_size, self.definition, *given)
+            held = beside_permuted(gram, quality, of, *how) if quality else {}
             for name, row in self._rows("gram", "rows", "neighbours", "distinct").items():
                 if row.supervised:
                     score = self._seeded(row.score, row)(gram)

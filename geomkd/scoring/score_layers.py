@@ -118,8 +118,7 @@ def score_layers(
     null : int
         Permutations of the labels that supervised measures are held against; adds the columns
         ``<score>_null_mean``, ``_null_95`` (NaN below 19), ``_excess`` and ``_p_value``, see
-        `geomkd.measures.WithNull`. Knowledge quality costs
-        as much again for each of them.
+        `geomkd.measures.WithNull`. Knowledge quality costs as much again for each of them.
     seed : int
         Seeds the sample, the half-samples, splits and permutations.
     device : torch.device, optional
@@ -294,9 +293,8 @@ class _Job:
         subset, work, move = SubsetGram(draws.rows, scale), self.measures.work, self.bar.update
         subset.seen = lambda width: move(work(width, more=False))
         with about(f"layer {stored.layer.name!r}"):
-            gram = ClassGram.from_columns(
-                subset.watching(columns), classes, stored.gram_dtype, scale
-            )
+            read = subset.watching(columns)
+            gram = ClassGram.from_columns(read, classes, stored.gram_dtype, scale)
             with told_of(f"layer {stored.layer.name!r}: ", stacklevel=10) as notes:
                 scored = self.measures.of(gram, subset, features, squares)
             move(work(0))

@@ -267,7 +267,7 @@ def test_how_the_scores_were_made_is_told(tmp_path):
     said = dict(zip(*(Read(text).texts(tag) for tag in ("dt", "dd")), strict=True))
     assert said["samples per class"] == "15" and said["definition"] == "published"
     assert said["images"] == "40 of mine" and "subset classes" not in said
-    assert "No rule for choosing layers is recommended yet" in text
+    assert "No score, Q included, picked better layers" in text
 
 
 def test_permuted_labels_have_tables(tmp_path):

@@ -130,10 +130,8 @@ class Batches:
 
     def check_numbered_as(self, other: Self) -> None:
         """Refuse classes of other names, such as folders, than another data set's."""
-        mine, theirs = (
-            getattr(getattr(each.source, "dataset", None), "classes", None)
-            for each in (self, other)
-        )
+        sources = self.source, other.source
+        mine, theirs = (getattr(getattr(s, "dataset", None), "classes", None) for s in sources)
         if isinstance(mine, list) and isinstance(theirs, list) and mine != theirs:
             raise ValueError(
                 f"{self.name} must have the classes of {other.name}, {theirs}; got {mine}"

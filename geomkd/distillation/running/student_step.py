@@ -57,17 +57,11 @@ class StudentStep(nn.Module):
             )
         ours = zip(taken(self.features, networks.student_layers), networks.layers, strict=True)
         theirs = zip(teacher_features, networks.layers, strict=True)
-        mine, of_teacher = of_both(mask)
-        step = StepTensors(
-            labels,
-            at_least_float32(logits),
-            teacher_logits,
-            [without_padding(at_least_float32(x), layer, mine) for x, (_, layer) in ours],
-            [without_padding(at_least_float32(x), layer, of_teacher) for x, (layer, _) in theirs],
-            self.projectors,
-            mask,
-        )
-        loss, parts = networks.objective(step)
+        mine, its = of_both(mask)
+        ours = [without_padding(at_least_float32(x), layer, mine) for x, (_, layer) in ours]
+        theirs = [without_padding(at_least_float32(x), layer, its) for x, (layer, _) in theirs]
+        given = labels, at_least_float32(logits), teacher_logits, ours, theirs
+        loss, parts = networks.objective(StepTensors(*given, self.projectors, mask))
         return loss, parts, logits
 
 

@@ -104,6 +104,8 @@ class CachedTeacher:
         self.order = [self.names.index(name) for name in networks.teacher_layers]
         self.has_logits = networks.objective.uses_teacher_logits
         self.device, self.total = train.device, train.order.total
+        self.kinds = range(len(self.names) + self.has_logits)  # the files of a shard
+        self.starts = range(0, self.total, SHARD)
         self.stored = dtype or "float32"
         what = {"teacher": weights_fingerprint(networks.teacher), "data": data_fingerprint(train)}
         what |= {"layers": self.names, "logits": self.has_logits, "samples": self.total}
@@ -114,11 +116,7 @@ class CachedTeacher:
         with atomic_write(self.folder / "contents.json") as file:
             file.write(json.dumps(what, indent=1).encode())
         self._fill(teacher, train, progress)
-        n_kinds = len(self.names) + self.has_logits
-        self.shards = [
-            [_opened(self._path(kind, start)) for start in range(0, self.total, SHARD)]
-            for kind in range(n_kinds)
-        ]
+        self.shards = [[_opened(self._path(k, s)) for s in self.starts] for k in self.kinds]
         live, kept = teacher(train.of([0]), [0]), self(None, [0])
         for ours, theirs in zip((*live[0], live[1]), (*kept[0], kept[1]), strict=False):
             if theirs is not None and (ours - theirs).abs().max() > 0.05 * theirs.abs().max():
@@ -136,19 +134,14 @@ class CachedTeacher:
 
     def _fill(self, teacher: LiveTeacher, train: Batches, progress: bool) -> None:
         """Write what is missing, each process a share of the files."""
-        kinds = len(self.names) + self.has_logits
-        missing = [
-            start
-            for start in range(0, self.total, SHARD)
-            if not all(self._path(kind, start).exists() for kind in range(kinds))
-        ]
+        missing = [s for s in self.starts if not all(self._path(k, s).exists() for k in self.kinds)]
         gathered(None)  # every process has seen what is missing before one writes
         here = world()
         own = here.share(missing)
         options = {"show": progress and own, "unit": " files", "leave": True}
         for start in bar_of(len(own), "teacher features", iterable=own, **options):
             places = list(range(start, min(start + SHARD, self.total)))
-            parts: list[list[Tensor]] = [[] for _ in range(kinds)]
+            parts: list[list[Tensor]] = [[] for _ in self.kinds]
             for at in range(0, len(places), BATCH):
                 index = places[at : at + BATCH]
                 features, logits = teacher(train.of(index), index)
