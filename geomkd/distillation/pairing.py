@@ -35,7 +35,8 @@ def pair_layers(
     student : nn.Module
         The student; it is run once, in evaluation mode, and left as it was.
     example_input : Any
-        A batch of inputs for the student: a tensor, a tuple of arguments, or a mapping of keywords.
+        A batch of inputs for the student, where it is: a tensor, a tuple of arguments, or a mapping
+        of keywords.
     similarity : DataFrame, optional
         Rows teacher layers, columns student layers, larger where they are more alike, as
         ``similarity_matrix(teacher, student, data)`` gives.
@@ -105,7 +106,7 @@ def choose_layers(
     teacher : nn.Module
         The teacher; it is run once, in evaluation mode, and left as it was.
     example_input : Any
-        A batch of inputs: a tensor, a tuple of arguments, or a mapping of keywords.
+        A batch of inputs, on the teacher's device, as `pair_layers` takes it.
     k : int
         How many.
     how : {"evenly_spaced", "anchored", "last"}

@@ -20,6 +20,7 @@ from geomkd.geometry.precision import (
     DOT_ERROR,
     exact_arithmetic,
     few_rows,
+    in_float64,
     mean_of,
     scale_of,
 )
@@ -70,7 +71,7 @@ class Rows:
         dtype = torch.float64 if x.dtype is torch.float64 else torch.float32
         self.centre, self.dot_error = mean_of(x, self.scale).to(dtype), DOT_ERROR[dtype]
         norms = [
-            torch.linalg.vector_norm((part.double() * self.scale).sub_(self.centre), dim=1)
+            torch.linalg.vector_norm(in_float64(part, self.scale) - self.centre, dim=1)
             for part in few_rows(x)
         ]
         self.centred_sq = self.residual_sq = torch.cat(norms).square()

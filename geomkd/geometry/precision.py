@@ -80,7 +80,12 @@ def few_rows(x: Tensor) -> tuple[Tensor, ...]:
 
 def mean_of(x: Tensor, scale: Tensor | float = 1.0) -> Tensor:
     """Mean of the rows of (n, d) features times a power of two, float64, a few at a time."""
-    return sum((part.double() * scale).sum(dim=0) for part in few_rows(x)) / len(x)
+    return sum(in_float64(part, scale).sum(dim=0) for part in few_rows(x)) / len(x)
+
+
+def in_float64(x: Tensor, scale: Tensor | float) -> Tensor:
+    """Features times a power of two; of a scale of 1.0 they may be ``x`` itself."""
+    return x.double() if isinstance(scale, float) and scale == 1.0 else x.double() * scale
 
 
 def centred(

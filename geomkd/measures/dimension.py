@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from geomkd.common.checks import as_features, check_choice, check_finite, check_int, check_number
+from geomkd.common.checks import as_features, check_choice, check_int, check_number
 from geomkd.geometry.gram import ClassGram
 from geomkd.geometry.neighbours import Neighbours, Rows, search
 from geomkd.geometry.precision import exact_arithmetic
@@ -200,7 +200,6 @@ def _at_rank(logs: Tensor, valid: Tensor, rank: int) -> Tensor:
 def _distinct_neighbours(features: Any, k: int, *, least: int) -> Neighbours:
     """Find the k nearest among distinct rows: of equal ones the first stays, a warning counts."""
     x = as_features(features)
-    check_finite(x)
     if len(x) >= least:
         found = search(Rows(x), k)  # in any scale: only ratios count
         if bool((found.sq_distance[:, 0] > 0).all()):
