@@ -21,11 +21,11 @@ def eigenvalues(blocks: Iterable[Tensor]) -> Iterator[Tensor]:
     threads as many matrices at a time; small ones of a device are brought to the host for that.
     """
     threads, in_hand = torch.get_num_threads(), 0
-    waiting: deque[tuple[Tensor, list[Future[Tensor]]]] = deque()
+    waiting: deque[tuple[int, torch.device, list[Future[Tensor]]]] = deque()  # not the blocks
 
     def oldest() -> Tensor:
-        block, parts = waiting.popleft()
-        return torch.cat([part.result() for part in parts]).to(block.device)
+        _, device, parts = waiting.popleft()
+        return torch.cat([part.result() for part in parts]).to(device)
 
     with one_thread(), ThreadPoolExecutor(threads) as pool:
         start = pool.submit if threads > 1 else _at_once
@@ -33,10 +33,10 @@ def eigenvalues(blocks: Iterable[Tensor]) -> Iterator[Tensor]:
             held = block if block.shape[1] > _ON_HOST else block.cpu()
             each = max(-(-len(held) // threads), _WORTH_IT // held[0].numel(), 1)
             parts = [start(torch.linalg.eigvalsh, part) for part in held.split(each)]
-            waiting.append((block, parts))
+            waiting.append((block.numel(), block.device, parts))
             in_hand += block.numel()
             while in_hand > _IN_HAND:
-                in_hand -= waiting[0][0].numel()
+                in_hand -= waiting[0][0]
                 yield oldest()
         while waiting:
             yield oldest()
