@@ -163,7 +163,8 @@ plt.show()
 #   the first layer on Fashion-MNIST. **No score is recommended.** Of the two places that need none,
 #   the head's input was nearer to the best layer on confirmation, the deepest block on discovery.
 # - Of sets, evenly spaced up to the head's input matched or beat evenly spaced blocks on three of
-#   four teachers; it is what `geomkd distill --layers auto` takes. No set by Q was clearly better on any.
+#   four teachers; it is what `geomkd distill --layers auto` takes. No set by Q was clearly
+#   better on any.
 # - Silhouette, LogME, nearest class mean and probe order the layers nearly as well as depth does,
 #   and by what they read: with permuted labels their order is gone. Q's order is weak in any case.
 #
