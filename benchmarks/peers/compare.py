@@ -34,7 +34,7 @@ PEERS = {
 }
 CALLS = [("product", "ours"), ("half", "ours")]
 CALLS += [(measure, name) for measure, peers in PEERS.items() for name in ("ours", *peers)]
-TURNS, REPEATS = 2, 2
+TURNS, REPEATS = 3, 2
 
 
 def run_ours(measure: str, paths: list[Path], repeats: int, threads: int) -> dict[str, Any]:

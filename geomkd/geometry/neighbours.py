@@ -20,7 +20,6 @@ from geomkd.geometry.precision import (
     DOT_ERROR,
     exact_arithmetic,
     few_rows,
-    in_float64,
     mean_of,
     scale_of,
 )
@@ -70,10 +69,10 @@ class Rows:
         self.given, self.n, self.scale = x, len(x), float(scale_of(x))
         dtype = torch.float64 if x.dtype is torch.float64 else torch.float32
         self.centre, self.dot_error = mean_of(x, self.scale).to(dtype), DOT_ERROR[dtype]
-        norms = [
-            torch.linalg.vector_norm(in_float64(part, self.scale) - self.centre, dim=1)
-            for part in few_rows(x)
-        ]
+        norms, room = [], torch.empty_like(few_rows(x)[0], dtype=torch.float64)
+        for part in few_rows(x):  # in one room: fresh memory would cost more than the arithmetic
+            about = room[: len(part)].copy_(part).mul_(self.scale).sub_(self.centre)
+            norms.append(torch.linalg.vector_norm(about, dim=1))
         self.centred_sq = self.residual_sq = torch.cat(norms).square()
         self.apart = torch.zeros_like(self.centred_sq[0])
 
@@ -83,7 +82,7 @@ class Rows:
         return (part if self.scale == 1.0 else part * self.scale) - self.centre
 
     def triangle(self) -> Iterator[Tile]:
-        """Yield tiles on and above the diagonal.
+        """Yield tiles on and above the diagonal, each in the memory of the one before.
 
         Of strips low enough that what lies below the diagonal is a tenth, and of columns that are
         centred once and meet every strip.
@@ -92,6 +91,7 @@ class Rows:
         height = min(TILE, fit, 256 * math.ceil(self.n / 2560))
         width = min(4 * TILE, fit) // height * height
         sq = self.centred_sq.to(self.centre.dtype)
+        room = sq.new_empty(height * min(self.n, width))
         for start in range(0, self.n, width):
             right = self.centred(slice(start, min(self.n, start + width)))
             for top in range(0, start + len(right), height):
@@ -100,7 +100,9 @@ class Rows:
                 left, beyond = (right[own], right[own.start :]) if top >= start else (
                     self.centred(rows), right)  # fmt: skip
                 first = max(top, start)
-                distance = torch.addmm(sq[first : start + len(right)], left, beyond.T, alpha=-2)
+                distance = room[: len(left) * len(beyond)].view(len(left), len(beyond))
+                of_columns = sq[first : start + len(right)]
+                torch.addmm(of_columns, left, beyond.T, alpha=-2, out=distance)
                 distance.add_(sq[rows, None])
                 if top >= start:
                     yield rows, rows, distance[:, : len(left)].fill_diagonal_(torch.inf)
@@ -184,7 +186,14 @@ def searched_again(source: Source, rows: Tensor, k: int, shut: Mask | None = Non
 
 
 def smallest(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Find the k smallest of every row and their places, rising: (m, k) each.
+    """Find the k smallest of every row and their places, rising: (m, k) each."""
+    found, places = _among_them(values, k)
+    found, order = found.topk(k, dim=1, largest=False)
+    return found, places.gather(1, order)
+
+
+def _among_them(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Values among which the k smallest of every row are, and their places.
 
     A row is dealt into about sqrt(k n) groups. The k smallest lie in the k groups of least minimum,
     so that only their members need be sorted: several times faster than sorting all.
@@ -192,10 +201,10 @@ def smallest(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
     n = values.shape[1]
     if k == 1:
         return values.min(dim=1, keepdim=True)
-    groups = math.isqrt(k * n)
-    depth = n // groups
+    depth = n // math.isqrt(k * n)
     if depth < 4:
-        return values.topk(k, dim=1, largest=False)
+        return values.topk(k, dim=1, largest=False, sorted=False)
+    groups = n // depth
     dealt = groups * depth
     if values.stride(0) == 1:  # columns of a matrix, along which minima would be slow
         least = values.T[:dealt].unflatten(0, (depth, groups)).amin(dim=0).T.contiguous()
@@ -206,8 +215,7 @@ def smallest(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
     places = (chosen.unsqueeze(1) + steps.view(1, -1, 1)).flatten(1)
     rest = torch.arange(dealt, n, device=values.device).expand(len(values), -1)
     places = torch.cat([places, rest], dim=1)
-    found, order = values.gather(1, places).topk(k, dim=1, largest=False)
-    return found, places.gather(1, order)
+    return values.gather(1, places), places
 
 
 def nearest_of(tiles: Iterator[Tile], n: int, k: int, like: Tensor) -> Neighbours:
@@ -218,13 +226,14 @@ def nearest_of(tiles: Iterator[Tile], n: int, k: int, like: Tensor) -> Neighbour
         if rows != cols:
             keep_nearest(best, at, cols, rows.start, distance.T)
         keep_nearest(best, at, rows, cols.start, distance)
-    return Neighbours(best, at)
+    best, order = best.sort(dim=1)
+    return Neighbours(best, at.gather(1, order))
 
 
 def keep_nearest(best: Tensor, at: Tensor, rows: slice, first: int, distance: Tensor) -> None:
-    """Merge (m, w) distances to the w rows from ``first`` on into the nearest so far."""
+    """Merge (m, w) distances to w rows from ``first`` on into the nearest so far, in no order."""
     k = best.shape[1]
-    value, column = smallest(distance, min(k, distance.shape[1]))
+    value, column = _among_them(distance, min(k, distance.shape[1]))
     both = torch.cat([best[rows], value], dim=1)
-    best[rows], keep = both.topk(k, dim=1, largest=False)
+    best[rows], keep = both.topk(k, dim=1, largest=False, sorted=False)
     at[rows] = torch.cat([at[rows], column + first], dim=1).gather(1, keep)

@@ -126,9 +126,30 @@ def test_what_half_samples_add_and_busy_processes(tmp_path, monkeypatch):
     (row,) = overhead.main(["--draws", "--out", str(path)])["rows"]
     assert json.loads(path.read_text())["rows"] == [row]
     assert row["more"] == pytest.approx(row["default"] / row["seconds"] - 1)
+    monkeypatch.setattr(overhead, "LOGME", [(2, 60), (20, 60)])
+    few, many = overhead.main(["--logme", "--out", str(tmp_path / "logme.json")])["rows"]
+    assert few["classes"] == 2 and many["seconds"] > 0
     row = overhead.busy_row("sleep", [sys.executable, "-c", "import time; time.sleep(0.1)"])
     assert row["quiet"] > 0.1
     assert row["ratio"] == row["busy"] / row["quiet"]
+
+
+def test_busy_rows_that_are_not_measured_stay(tmp_path, monkeypatch):
+    monkeypatch.setattr(overhead, "busy_row", lambda name, _: {
+        "command": name, "quiet": 1.0, "busy": 2.0, "ratio": 2.0})  # fmt: skip
+    path = tmp_path / "busy.json"
+    old = {"command": "quickstart", "quiet": 3.0, "busy": 3.0, "ratio": 1.0}
+    path.write_text(
+        json.dumps({"date": "2026-01-01", "rows": [old, old | {"command": "5_signals"}]})
+    )
+    rows = overhead.main(["--busy", "--only", "5_signals", "--out", str(path)])["rows"]
+    assert rows[0] == old | {"date": "2026-01-01"}
+    assert [row["command"] for row in rows] == ["quickstart", "5_signals"]
+    assert rows[1]["ratio"] == 2.0 and rows[1]["date"] > "2026-01-01"
+    with pytest.raises(SystemExit, match=r"--only takes quickstart, .*; got nothing_such"):
+        overhead.main(["--busy", "--only", "nothing_such", "--out", str(path)])
+    with pytest.raises(SystemExit):
+        overhead.main(["--draws", "--only", "5_signals"])
 
 
 def test_coverage_quick(tmp_path, monkeypatch, capsys):
