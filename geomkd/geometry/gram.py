@@ -108,7 +108,9 @@ class ClassGram:
         """
 
         def scaled() -> Iterator[Tensor]:
-            return (piece * more for piece in columns())
+            for piece in columns():
+                yield piece * more
+                del piece  # before the next slice is made
 
         sums, read = ClassSums.over(columns, classes, dtype), columns
         check_rows_finite(sums.largest, sums.rows.order)

@@ -114,6 +114,7 @@ class SubsetGram:
                 if not self._done:
                     self.add(piece)
                 yield piece
+                del piece  # before the next slice is made
             self._done = True
 
         return watched
