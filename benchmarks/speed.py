@@ -5,6 +5,7 @@
     python benchmarks/speed.py --stem      # a 16 GB layer within 2 GB, about 10 minutes
     python benchmarks/speed.py --toolbox   # every measure against knowledge quality alone
     python benchmarks/speed.py --peers     # two_nn, mle_dimension, cka against other libraries
+    python benchmarks/speed.py --peers --size 10000 4096   # one size; the file's others stay
 
 Figures of knowledge_quality, and of --peers, are medians of repeats that alternate with what they
 are compared with, after a warm-up; peak memory is that of a fresh process with the input loaded.
@@ -283,6 +284,9 @@ def main(arguments: list[str] | None = None) -> dict:
     parser.add_argument("--stem", action="store_true", help="only the 16 GB layer within 2 GB")
     parser.add_argument("--toolbox", action="store_true", help="only every measure's cost")
     parser.add_argument("--peers", action="store_true", help="only against other libraries")
+    parser.add_argument(
+        "--size", nargs=2, type=int, metavar=("N", "D"), help="of --peers: this one"
+    )
     parser.add_argument("--dtype", default="float32", help="of --peers: float32 or float64")
     parser.add_argument("--out", type=Path, help="where to write the JSON (and the picture)")
     options = parser.parse_args(arguments)
@@ -303,8 +307,13 @@ def main(arguments: list[str] | None = None) -> dict:
 
         name, result["peers"] = f"peers-{options.dtype}", []
         sizes = compare.QUICK if options.quick else compare.SIZES
+        if options.size:
+            sizes = [tuple(options.size)]
+            before = json.loads((options.out or HERE / "results" / f"{name}.json").read_text())
+            kept = [row for row in before["peers"] if [row["n"], row["d"]] != options.size]
+            result["peers"] = [{"date": before["date"]} | row for row in kept]
         for row in compare.rows(sizes, options.dtype, torch.get_num_threads()):
-            result["peers"].append(row)
+            result["peers"].append(row | {"date": result["date"]})
             print(compare.table([row]).splitlines()[-1], file=sys.stderr, flush=True)
         result["exponents"] = compare.exponents(result["peers"])
         print(compare.table(result["peers"]))

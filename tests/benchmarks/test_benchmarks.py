@@ -117,6 +117,10 @@ def test_peers_take_turns(tmp_path, monkeypatch):
         assert row["to_halves"] == (0.5 if row["measure"] == "cka" else 1)
         assert row["peer_peak_growth"] == 2
     assert set(result["exponents"]) == {"two_nn in d", "mle_dimension in d", "cka in d"}
+    one = ["--peers", "--size", "200", "16", "--out", str(tmp_path / "peers.json")]
+    again = speed.main(one)["peers"]
+    assert [row["d"] for row in again] == 4 * [8] + 4 * [16]
+    assert again[:4] == result["peers"][:4]  # as they were
 
 
 @pytest.mark.filterwarnings("ignore:a class has fewer than 25 samples")
