@@ -6,7 +6,8 @@
     python benchmarks/overhead.py --busy --only 4_a_text_encoder 5_signals
 
 Each row is written as it is measured: a run that is stopped keeps the rows before. ``--only`` keeps
-the other rows of the file as they are; each of them has its date.
+the other rows of the file as they are; each of them has its date
+and machine.
 """
 
 from __future__ import annotations
@@ -157,7 +158,8 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     if options.only and path.exists():
         before = json.loads(path.read_text(encoding="utf-8"))
         kept = [r for r in before["rows"] if r["command"] not in options.only]
-        result["rows"] = [{"date": before["date"]} | row for row in kept]
+        made = {key: before[key] for key in ("date", "machine")}
+        result["rows"] = [made | row for row in kept]
     for row, line in rows[name]():
         result["rows"].append(row | {"date": date})
         write_json(path, result)

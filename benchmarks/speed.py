@@ -311,7 +311,8 @@ def main(arguments: list[str] | None = None) -> dict:
             sizes = [tuple(options.size)]
             before = json.loads((options.out or HERE / "results" / f"{name}.json").read_text())
             kept = [row for row in before["peers"] if [row["n"], row["d"]] != options.size]
-            result["peers"] = [{"date": before["date"]} | row for row in kept]
+            made = {key: before[key] for key in ("date", "machine")}
+            result["peers"] = [made | row for row in kept]
         for row in compare.rows(sizes, options.dtype, torch.get_num_threads()):
             result["peers"].append(row | {"date": result["date"]})
             print(compare.table([row]).splitlines()[-1], file=sys.stderr, flush=True)

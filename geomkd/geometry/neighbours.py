@@ -69,8 +69,9 @@ class Rows:
         self.given, self.n, self.scale = x, len(x), float(scale_of(x))
         dtype = torch.float64 if x.dtype is torch.float64 else torch.float32
         self.centre, self.dot_error = mean_of(x, self.scale).to(dtype), DOT_ERROR[dtype]
-        norms, room = [], torch.empty_like(few_rows(x)[0], dtype=torch.float64)
-        for part in few_rows(x):  # in one room: fresh memory would cost more than the arithmetic
+        norms, parts = [], few_rows(x)
+        room = torch.empty_like(parts[0], dtype=torch.float64)
+        for part in parts:  # in one room: fresh memory would cost more than the arithmetic
             about = room[: len(part)].copy_(part).mul_(self.scale).sub_(self.centre)
             norms.append(torch.linalg.vector_norm(about, dim=1))
         self.centred_sq = self.residual_sq = torch.cat(norms).square()
@@ -193,7 +194,7 @@ def smallest(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def _among_them(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Values among which the k smallest of every row are, and their places.
+    """Find values among which the k smallest of every row are, in no order, and their places.
 
     A row is dealt into about sqrt(k n) groups. The k smallest lie in the k groups of least minimum,
     so that only their members need be sorted: several times faster than sorting all.

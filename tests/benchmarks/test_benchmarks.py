@@ -120,7 +120,8 @@ def test_peers_take_turns(tmp_path, monkeypatch):
     one = ["--peers", "--size", "200", "16", "--out", str(tmp_path / "peers.json")]
     again = speed.main(one)["peers"]
     assert [row["d"] for row in again] == 4 * [8] + 4 * [16]
-    assert again[:4] == result["peers"][:4]  # as they were
+    machine = {"machine": result["machine"]}
+    assert again[:4] == [row | machine for row in result["peers"][:4]]  # as they were
 
 
 @pytest.mark.filterwarnings("ignore:a class has fewer than 25 samples")
@@ -143,11 +144,10 @@ def test_busy_rows_that_are_not_measured_stay(tmp_path, monkeypatch):
         "command": name, "quiet": 1.0, "busy": 2.0, "ratio": 2.0})  # fmt: skip
     path = tmp_path / "busy.json"
     old = {"command": "quickstart", "quiet": 3.0, "busy": 3.0, "ratio": 1.0}
-    path.write_text(
-        json.dumps({"date": "2026-01-01", "rows": [old, old | {"command": "5_signals"}]})
-    )
+    made = {"date": "2026-01-01", "machine": {"threads": 7}}
+    path.write_text(json.dumps(made | {"rows": [old, old | {"command": "5_signals"}]}))
     rows = overhead.main(["--busy", "--only", "5_signals", "--out", str(path)])["rows"]
-    assert rows[0] == old | {"date": "2026-01-01"}
+    assert rows[0] == old | made
     assert [row["command"] for row in rows] == ["quickstart", "5_signals"]
     assert rows[1]["ratio"] == 2.0 and rows[1]["date"] > "2026-01-01"
     with pytest.raises(SystemExit, match=r"--only takes quickstart, .*; got nothing_such"):

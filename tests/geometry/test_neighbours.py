@@ -314,9 +314,15 @@ def test_keep_nearest_merges():
 # ---- errors --------------------------------------------------------------------------------------
 
 
-def test_features_must_be_finite():
+def test_features_whose_range_leaves_the_type_are_finite():
+    x = torch.tensor([[3e38, -3e38], [-3e38, 3e38], [1e38, 3e38]])
+    assert nearest(x, 1).index.flatten().tolist() == [2, 2, 1]
+
+
+@pytest.mark.parametrize("bad", [torch.inf, -torch.inf, torch.nan])
+def test_features_must_be_finite(bad):
     x = torch.zeros(4, 3)
-    x[2, 1] = torch.inf
+    x[2, 1] = bad
     with pytest.raises(ValueError, match=r"NaN or Inf in 1 of 4 rows, first in row 2"):
         nearest(x, 1)
 
